@@ -1,0 +1,1 @@
+//! Episode storage and readers of other people's demonstration files.

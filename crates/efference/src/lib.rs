@@ -1,0 +1,1 @@
+//! Train, watch and evaluate multimodal and embodied policies.

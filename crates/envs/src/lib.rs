@@ -1,0 +1,1 @@
+//! Simulators behind one trait, and the scripted experts that solve them.

@@ -1,0 +1,1 @@
+//! The mathematics of policy optimisation: advantages, surrogates, regularisers, reward shaping.

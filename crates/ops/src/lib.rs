@@ -1,0 +1,1 @@
+//! Differentiable fused tensor operations with exact gradients.

@@ -1,0 +1,1 @@
+//! Turns a policy and environments into trajectories.
