@@ -1,1 +1,4 @@
 //! The loop: configuration, recipes, checkpoints, resume, evaluation.
+
+pub mod config;
+pub mod report;

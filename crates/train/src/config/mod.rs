@@ -1,0 +1,199 @@
+//! A run's configuration: what it may hold, where it comes from, and what is wrong with it.
+//!
+//! Read [`sections`] for the settings themselves, [`resolve`] for how a file and `--set` become one value.
+
+mod error;
+mod names;
+mod resolve;
+mod sections;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+pub use error::{ConfigError, Place, Problem};
+pub use sections::{
+    CheckpointConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig,
+    RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
+};
+pub use settings::{Check, Field, Kind, Range, Section};
+
+use resolve::Source;
+
+/// The settings of a whole configuration, for printing.
+pub fn fields() -> Vec<Field> {
+    TrainConfig::fields()
+}
+
+impl TrainConfig {
+    /// Reads `file`, applies `overrides` (`section.key=value`, later ones win) and fills in defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: unreadable file, not TOML, malformed override, or every wrong setting with its place.
+    pub fn load(file: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            path: file.to_path_buf(),
+            source,
+        })?;
+        Self::from_text(file, &text, overrides)
+    }
+
+    /// As [`load`](Self::load), for text that is already there; `file` only names it in messages.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), except for reading.
+    pub fn from_text(file: &Path, text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        let mut source = Source::parse(file, text)?;
+        let fields = fields();
+        for text in overrides {
+            source.set(text, &fields)?;
+        }
+        let mut problems = Vec::new();
+        source.check(&source.tree, &fields, "", &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigError::Invalid { problems });
+        }
+        let mut config: Self =
+            toml::Value::Table(source.tree.clone())
+                .try_into()
+                .map_err(|e: toml::de::Error| ConfigError::Syntax {
+                    place: Place::Default,
+                    message: e.message().into(),
+                })?;
+        if let Some(rl) = &mut config.rl
+            && !source.wrote("rl.mini_batch")
+        {
+            rl.mini_batch = rl.mini_batch.min(rl.prompts * rl.group);
+        }
+        config.cross_check(&source, &mut problems);
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid { problems })
+        }
+    }
+
+    /// What no single setting can say about itself.
+    fn cross_check(&self, source: &Source, problems: &mut Vec<Problem>) {
+        let name = &self.run.name;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
+            let help = "use letters, digits, `-`, `_` and `.`, not starting with a dot";
+            problems.push(source.problem(
+                "run.name",
+                format!("\"{name}\" cannot name a folder"),
+                help,
+            ));
+        }
+        if self.pretrain.is_none() && self.sft.is_none() && self.rl.is_none() {
+            let help = "add a [pretrain], [sft] or [rl] section";
+            problems.push(source.problem("rl", "no training stage is configured", help));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for task in self.env.tasks.iter().filter(|t| !seen.insert(t.as_str())) {
+            problems.push(source.problem(
+                "env.tasks",
+                format!("\"{task}\" is listed twice"),
+                "list each task once",
+            ));
+        }
+        if let Some(rl) = &self.rl {
+            let trajectories = rl.prompts * rl.group;
+            if rl.mini_batch > trajectories {
+                let what = format!(
+                    "{} trajectories per optimiser step, but an iteration has only {trajectories}",
+                    rl.mini_batch
+                );
+                let help = format!(
+                    "rl.prompts x rl.group = {} x {}; lower rl.mini_batch",
+                    rl.prompts, rl.group
+                );
+                problems.push(source.problem("rl.mini_batch", what, help));
+            }
+        }
+    }
+
+    /// The whole configuration, defaults included, as TOML that [`load`](Self::load) reads back to the same value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Write`] if a value has no TOML form.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError::Write {
+            message: e.to_string(),
+        })
+    }
+
+    /// SHA-256 (hex) of everything that changes results: not the run's name, folder, thread count, wall-clock
+    /// limit, or what is recorded and kept.
+    ///
+    /// # Errors
+    /// [`ConfigError::Write`] if a value has no TOML form.
+    pub fn fingerprint(&self) -> Result<String, ConfigError> {
+        let mut same = self.clone();
+        same.run = RunConfig {
+            seed: self.run.seed,
+            ..RunConfig::default()
+        };
+        same.record = RecordConfig::default();
+        same.checkpoint = CheckpointConfig::default();
+        if let Some(rl) = &mut same.rl {
+            rl.minutes = None;
+        }
+        let digest = Sha256::digest(same.to_toml()?.as_bytes());
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// The table of settings, section by section, as `efference train --help` prints it.
+pub fn settings_table() -> String {
+    let mut out = String::new();
+    let mut sections = vec![("".to_string(), fields())];
+    while let Some((path, fields)) = sections.pop() {
+        let rows: Vec<&Field> = fields
+            .iter()
+            .filter(|f| !matches!(f.kind, Kind::Table(_)))
+            .collect();
+        if !rows.is_empty() {
+            out.push_str(&format!("\n[{path}]\n"));
+        }
+        for field in rows {
+            let default = if field.default.is_empty() {
+                "{}"
+            } else {
+                &field.default
+            };
+            let note = match field.check {
+                Some(Check::In(range)) => format!(" ({range})"),
+                Some(Check::OneOf(words) | Check::EachOf(words)) if !words().is_empty() => {
+                    format!(" ({})", words().join(", "))
+                }
+                _ => String::new(),
+            };
+            let doc = field
+                .doc
+                .lines()
+                .map(str::trim)
+                .collect::<Vec<_>>()
+                .join(" ");
+            out.push_str(&format!(
+                "  {:<22} {default:<16} {}{note}\n",
+                field.name,
+                doc.trim()
+            ));
+        }
+        for field in fields.iter().rev() {
+            if let Kind::Table(inner) = field.kind {
+                let here = if path.is_empty() {
+                    field.name.into()
+                } else {
+                    format!("{path}.{}", field.name)
+                };
+                sections.push((here, inner()));
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,35 @@
+//! The words that settings may hold, asked from the crates that own them.
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|w| (*w).to_string()).collect()
+}
+
+/// Environment suites.
+pub(super) fn suites() -> Vec<String> {
+    owned(&["tabletop"])
+}
+
+/// Tasks of the suites.
+pub(super) fn tasks() -> Vec<String> {
+    vec![]
+}
+
+/// Named network shapes.
+pub(super) fn model_presets() -> Vec<String> {
+    owned(&["quickstart"])
+}
+
+/// Objectives that have a preset.
+pub(super) fn algorithms() -> Vec<String> {
+    owned(&["grpo", "srpo"])
+}
+
+/// Learning-rate schedules of `efference_ops`.
+pub(super) fn schedules() -> Vec<String> {
+    owned(&["constant", "cosine"])
+}
+
+/// Episode encoders.
+pub(super) fn encoders() -> Vec<String> {
+    owned(&["random_conv"])
+}

@@ -1,0 +1,223 @@
+//! The sections of a run's configuration. Every setting carries its unit, range, default and source.
+
+use super::names;
+use super::settings::{Check, Range, settings};
+
+const COUNT: Check = Check::In(Range::at_least(1.0));
+const MAYBE: Check = Check::In(Range::at_least(0.0));
+const RATE: Check = Check::In(Range {
+    min: 0.0,
+    max: 1.0,
+    above: true,
+});
+const UNIT: Check = Check::In(Range::between(0.0, 1.0));
+/// TOML integers are signed 64-bit; a seed has to survive being written back.
+const SEED: Check = Check::In(Range::between(0.0, i64::MAX as f64));
+
+settings! {
+    /// `[run]`: who it is and where it goes.
+    pub struct RunConfig {
+        /// Name of the run's folder below `out`: letters, digits, `-`, `_` and `.`.
+        pub name: String = "run".into();
+        /// Seed of everything random: weights, data order, initial states, sampled actions.
+        pub seed: u64 = 0, SEED;
+        /// Folder that holds the runs.
+        pub out: String = "runs".into();
+        /// Worker threads; 0 takes all cores. Results do not depend on it.
+        pub threads: usize = 0, Check::In(Range::between(0.0, 1024.0));
+    }
+}
+
+settings! {
+    /// `[env]`: the world the policy acts in.
+    pub struct EnvConfig {
+        /// Environment suite.
+        pub suite: String = "tabletop".into(), Check::OneOf(names::suites);
+        /// Tasks to train and evaluate on; empty takes all of the suite.
+        pub tasks: Vec<String> = vec![], Check::EachOf(names::tasks);
+        /// Side of the square camera images the policy sees, in pixels.
+        pub image_size: usize = 64, Check::In(Range::between(16.0, 1024.0));
+        /// Episode limit in control steps (20 per second); 0 takes each task's own limit.
+        pub max_steps: usize = 0, Check::In(Range::between(0.0, 10_000.0));
+        /// Place extra objects that no instruction names.
+        pub distractors: bool = false;
+        /// Vary light position and strength from reset to reset.
+        pub lighting: bool = false;
+    }
+}
+
+settings! {
+    /// `[model]`: the policy network.
+    pub struct ModelConfig {
+        /// Named network shape to start from.
+        pub preset: String = "quickstart".into(), Check::OneOf(names::model_presets);
+        /// Checkpoint folder, run folder or `.safetensors` file whose weights are the starting point.
+        pub init_from: Option<String> = None;
+        /// Single fields of the network shape that differ from the preset.
+        pub shape: toml::Table = toml::Table::new();
+    }
+}
+
+settings! {
+    /// `[pretrain]`: optional first stage, grounding of the backbone on random play data.
+    pub struct PretrainConfig {
+        /// Play scenes to draw.
+        pub samples: usize = 4096, COUNT;
+        /// Optimiser steps.
+        pub steps: usize = 1000, COUNT;
+        /// Scenes per step.
+        pub batch: usize = 32, COUNT;
+        /// Peak learning rate.
+        pub lr: f64 = 1e-3, RATE;
+        /// Decoupled weight decay (AdamW), on matrices only.
+        pub weight_decay: f64 = 0.01, UNIT;
+        /// Steps of linear warm-up.
+        pub warmup_steps: usize = 50, MAYBE;
+        /// Shape of the learning rate after the warm-up.
+        pub schedule: String = "cosine".into(), Check::OneOf(names::schedules);
+        /// Global gradient norm above which the gradient is scaled down; 0 turns clipping off.
+        pub max_grad_norm: f64 = 1.0, MAYBE;
+    }
+}
+
+settings! {
+    /// `[sft]`: optional stage, behaviour cloning on action tokens.
+    pub struct SftConfig {
+        /// `expert` for demonstrations made now by the scripted expert, or the folder of a stored set.
+        pub demos: String = "expert".into();
+        /// Demonstrations per task; 0 takes all of a stored set.
+        pub demos_per_task: usize = 1, MAYBE;
+        /// Optimiser steps.
+        pub steps: usize = 600, COUNT;
+        /// Decisions (image, instruction, chunk) per step.
+        pub batch: usize = 32, COUNT;
+        /// Peak learning rate.
+        pub lr: f64 = 1e-3, RATE;
+        /// Decoupled weight decay (AdamW), on matrices only.
+        pub weight_decay: f64 = 0.01, UNIT;
+        /// Steps of linear warm-up.
+        pub warmup_steps: usize = 20, MAYBE;
+        /// Shape of the learning rate after the warm-up.
+        pub schedule: String = "cosine".into(), Check::OneOf(names::schedules);
+        /// Global gradient norm above which the gradient is scaled down; 0 turns clipping off.
+        pub max_grad_norm: f64 = 1.0, MAYBE;
+        /// Standard deviation, in action bins, of the Gaussian that replaces the one-hot target; 0 is one-hot.
+        pub label_smoothing_bins: f64 = 0.0, Check::In(Range::between(0.0, 64.0));
+        /// Largest random image shift in pixels, the same for all cameras of a sample; 0 turns it off.
+        pub augment_shift_px: usize = 2, Check::In(Range::between(0.0, 64.0));
+    }
+}
+
+settings! {
+    /// `[rl.encoder]`: what turns an episode's frames into the vector that SRPO compares.
+    pub struct EncoderConfig {
+        /// Which encoder.
+        pub kind: String = "random_conv".into(), Check::OneOf(names::encoders);
+        /// Frames taken from an episode, evenly spaced (64 in SRPO's code, sec. 3.1).
+        pub frames: usize = 16, Check::In(Range::between(1.0, 256.0));
+        /// Seed of the encoder's fixed weights; kept apart from `run.seed` so that runs share one encoder.
+        pub seed: u64 = 0, SEED;
+        /// Control experiment: hand the embeddings to the wrong episodes.
+        pub shuffled: bool = false;
+    }
+}
+
+settings! {
+    /// `[rl]`: optional stage, reinforcement learning from group rollouts.
+    pub struct RlConfig {
+        /// Objective, by the name of its preset (`efference algorithms` lists them).
+        pub algorithm: String = "srpo".into(), Check::OneOf(names::algorithms);
+        /// Iterations of rollout and update.
+        pub iterations: usize = 60, COUNT;
+        /// Initial states per iteration (64 in SRPO, sec. 3.8).
+        pub prompts: usize = 12, COUNT;
+        /// Rollouts from each initial state (SRPO: 8).
+        pub group: usize = 8, Check::In(Range::between(2.0, 1024.0));
+        /// Sampling temperature of the action tokens (SRPO: 1.6).
+        pub temperature: f64 = 1.6, Check::In(Range { min: 0.0, max: 100.0, above: true });
+        /// Trajectories per optimiser step (SRPO: 32).
+        pub mini_batch: usize = 32, COUNT;
+        /// Policy decisions per backward pass; bounds memory and does not change the gradient.
+        pub micro_batch: usize = 64, COUNT;
+        /// Passes over the trajectories of an iteration (SRPO: 1).
+        pub epochs: usize = 1, COUNT;
+        /// Peak learning rate.
+        pub lr: f64 = 1e-4, RATE;
+        /// Decoupled weight decay (AdamW), on matrices only.
+        pub weight_decay: f64 = 0.0, UNIT;
+        /// Optimiser steps of linear warm-up.
+        pub warmup_steps: usize = 0, MAYBE;
+        /// Shape of the learning rate after the warm-up.
+        pub schedule: String = "constant".into(), Check::OneOf(names::schedules);
+        /// Global gradient norm above which the gradient is scaled down (SRPO: 1); 0 turns clipping off.
+        pub max_grad_norm: f64 = 1.0, MAYBE;
+        /// Wall-clock limit of the stage in minutes; it ends cleanly after the iteration that passes it.
+        pub minutes: Option<f64> = None, Check::In(Range::above(0.0));
+        /// Keys of the algorithm's preset (`configs/algorithms/ID.toml`) that differ in this run.
+        pub objective: toml::Table = toml::Table::new();
+        /// Episode encoder of SRPO.
+        pub encoder: EncoderConfig = EncoderConfig::default();
+    }
+}
+
+settings! {
+    /// `[eval]`: success on held-out initial states.
+    pub struct EvalConfig {
+        /// Episodes per task; the suites hold 50 fixed states per task.
+        pub episodes_per_task: usize = 50, COUNT;
+        /// Evaluate every so many RL iterations; 0 evaluates only before and after.
+        pub every: usize = 0, MAYBE;
+        /// Sampling temperature; 0 takes the most likely action.
+        pub temperature: f64 = 0.0, Check::In(Range::between(0.0, 100.0));
+    }
+}
+
+settings! {
+    /// `[checkpoint]`: what is kept on disk.
+    pub struct CheckpointConfig {
+        /// Save every so many updates (SFT steps or RL iterations); stages always save at their end.
+        pub every: usize = 10, COUNT;
+        /// Newest checkpoints to keep.
+        pub keep_last: usize = 2, COUNT;
+        /// Also keep the checkpoint with the best evaluation.
+        pub keep_best: bool = true;
+    }
+}
+
+settings! {
+    /// `[record]`: what a person can look at afterwards.
+    pub struct RecordConfig {
+        /// Write `recording.rrd` for the rerun viewer.
+        pub rerun: bool = true;
+        /// Episodes recorded with images per evaluation, spread over the tasks.
+        pub episodes_per_eval: usize = 6, MAYBE;
+        /// Episodes recorded with images per RL iteration that is recorded.
+        pub episodes_per_iteration: usize = 2, MAYBE;
+        /// Record every so many RL iterations; 0 records none.
+        pub every: usize = 10, MAYBE;
+    }
+}
+
+settings! {
+    /// A whole run. Stages that are absent are skipped; those present run in the order pretrain, sft, rl.
+    pub struct TrainConfig {
+        /// Who it is and where it goes.
+        pub run: RunConfig = RunConfig::default();
+        /// The world the policy acts in.
+        pub env: EnvConfig = EnvConfig::default();
+        /// The policy network.
+        pub model: ModelConfig = ModelConfig::default();
+        /// Optional stage: grounding of the backbone on random play data.
+        pub pretrain: Option<PretrainConfig> = None;
+        /// Optional stage: behaviour cloning.
+        pub sft: Option<SftConfig> = None;
+        /// Optional stage: reinforcement learning.
+        pub rl: Option<RlConfig> = None;
+        /// Success on held-out initial states.
+        pub eval: EvalConfig = EvalConfig::default();
+        /// What is kept on disk.
+        pub checkpoint: CheckpointConfig = CheckpointConfig::default();
+        /// What a person can look at afterwards.
+        pub record: RecordConfig = RecordConfig::default();
+    }
+}
