@@ -1,0 +1,127 @@
+//! Algorithms by name.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::papers::grpo::Grpo;
+use crate::papers::srpo::Srpo;
+
+/// What there is to know about an algorithm before running it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Name in configurations, file name of its source, preset and vectors.
+    pub id: &'static str,
+    /// arXiv number.
+    pub arxiv: &'static str,
+    /// What it starts from.
+    pub base: &'static str,
+    /// What it is, in one line.
+    pub summary: &'static str,
+    /// Reference vectors that check it.
+    pub vectors: &'static str,
+}
+
+/// An algorithm with its settings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Algorithm {
+    /// See [`crate::papers::grpo`].
+    Grpo(Grpo),
+    /// See [`crate::papers::srpo`].
+    Srpo(Srpo),
+}
+
+/// All algorithms, sorted by id.
+pub fn algorithms() -> &'static [Card] {
+    &[
+        Card {
+            id: "grpo",
+            arxiv: "2402.03300",
+            base: "ppo",
+            summary: "rollouts of one prompt are each other's baseline; 0/1 reward",
+            vectors: "base_grpo.json",
+        },
+        Card {
+            id: "srpo",
+            arxiv: "2511.15605",
+            base: "grpo",
+            summary: "failures are paid by their closeness to the batch's own successes",
+            vectors: "srpo.json",
+        },
+    ]
+}
+
+impl Algorithm {
+    /// The algorithm `id` with `settings` (a table as in `configs/algorithms/ID.toml`) over its defaults.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAlgorithm`], [`Error::Settings`].
+    pub fn from_table(id: &str, settings: &toml::Table) -> Result<Self> {
+        match id {
+            "grpo" => Ok(Self::Grpo(parse("grpo", settings)?)),
+            "srpo" => Ok(Self::Srpo(parse("srpo", settings)?)),
+            _ => {
+                let known = algorithms().iter().map(|card| card.id.to_string()).collect();
+                Err(Error::UnknownAlgorithm { name: id.into(), known })
+            }
+        }
+    }
+
+    /// The settings that SRPO shares with GRPO.
+    pub fn grpo(&self) -> &Grpo {
+        match self {
+            Self::Grpo(grpo) => grpo,
+            Self::Srpo(srpo) => &srpo.grpo,
+        }
+    }
+}
+
+/// `settings` laid over the algorithm's own defaults, level by level: a paper's defaults differ from its base's.
+fn parse<T: DeserializeOwned + Default + Serialize>(
+    algorithm: &'static str,
+    settings: &toml::Table,
+) -> Result<T> {
+    let fail = |reason: String| Error::Settings { algorithm, reason };
+    let mut table = toml::Table::try_from(T::default()).map_err(|e| fail(e.to_string()))?;
+    overlay(&mut table, settings);
+    toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| fail(e.message().into()))
+}
+
+fn overlay(base: &mut toml::Table, over: &toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => overlay(inner, value),
+            _ => {
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn settings_override_defaults_and_unknown_keys_are_refused() {
+        let table = |text: &str| text.parse::<toml::Table>().unwrap();
+        let srpo =
+            Algorithm::from_table("srpo", &table("[grpo]\nclip_low = 0.1\n[grpo.filter]\nlower = 0.0"))
+                .unwrap();
+        assert_eq!(
+            (srpo.grpo().clip_low, srpo.grpo().filter.lower, srpo.grpo().filter.upper),
+            (0.1, 0.0, 0.9)
+        );
+        let wrong = Algorithm::from_table("grpo", &table("clip_lo = 0.1")).unwrap_err();
+        assert!(wrong.to_string().contains("clip_lo"), "{wrong}");
+        assert!(Algorithm::from_table("gpro", &table("")).unwrap_err().to_string().contains("grpo, srpo"));
+    }
+
+    #[test]
+    fn every_card_has_an_algorithm() {
+        for card in algorithms() {
+            Algorithm::from_table(card.id, &toml::Table::new()).unwrap();
+        }
+    }
+}
