@@ -114,7 +114,10 @@ impl Chart {
     /// # Errors
     /// As [`Chart::to_svg`].
     pub fn to_inline_svg(&self) -> Result<String> {
-        let mut svg = self.draw(None, false)?;
+        // Pages show charts about this wide; drawn for it, text keeps its size.
+        let (width, height) = self.size;
+        let inline = Self { size: (520, (520 * height / width.max(1)).max(270)), ..self.clone() };
+        let mut svg = inline.draw(None, false)?;
         for (color, variable) in
             [(theme::INK, "var(--ink)"), (theme::MUTED, "var(--muted)"), (theme::GRID, "var(--grid)")]
         {
@@ -170,9 +173,9 @@ impl Chart {
             .margin_top(top)
             .margin_right(20)
             .margin_left(8)
-            .margin_bottom(6)
-            .x_label_area_size(42)
-            .y_label_area_size(58)
+            .margin_bottom(4)
+            .x_label_area_size(38)
+            .y_label_area_size(62)
             .build_cartesian_2d(x_range, y_range.clone())?;
         let y_format = |y: &f64| if percent { format!("{:.0}%", 100.0 * y) } else { short(*y, &y_range) };
         chart
@@ -210,7 +213,7 @@ impl Chart {
                 chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?;
             }
             // Few points were measured one by one (evaluations): show where.
-            if points.len() <= 24 {
+            if points.len() <= 24 && !series.dashed {
                 let radius = if points.len() == 1 { 4 } else { 3 };
                 chart.draw_series(points.into_iter().map(|p| Circle::new(p, radius, color.filled())))?;
             }
@@ -237,7 +240,7 @@ impl Chart {
             let style =
                 text(12.0, rgb(theme::INK), FontStyle::Normal).pos(Pos::new(HPos::Left, VPos::Center));
             root.draw_text(&series.name, &style, (x + 22, y))?;
-            // No font is measured here: 6.6 px is a wide guess for one 12 px letter.
+            // No font is measured here: 6.6 px is a wide guess for a letter of 12 px.
             x += 22 + (6.6 * series.name.chars().count() as f64) as i32 + 18;
         }
         Ok(())
@@ -247,7 +250,7 @@ impl Chart {
         let points = || self.series.iter().flat_map(Series::finite);
         let x = span(points().map(|p| p.x));
         let ends = |p: &Point| p.band.map_or([p.y; 3], |(lo, hi)| [p.y, lo, hi]);
-        let y = span(points().flat_map(|p| ends(p)).filter(|y| y.is_finite()));
+        let y = span(points().flat_map(ends).filter(|y| y.is_finite()));
         let x = if x.start == x.end { x.start - 0.5..x.end + 0.5 } else { x };
         let y = match self.y_axis {
             // The line's own width must fit at 0% and 100%.
@@ -321,7 +324,8 @@ fn rgb([r, g, b]: Rgb) -> RGBColor {
 
 fn text(size: f64, color: RGBColor, style: FontStyle) -> TextStyle<'static> {
     let color = color.to_backend_color();
-    TextStyle { color, ..TextStyle::from(("sans-serif", size, style).into_font()) }
+    // The backend writes a font size of `size / 1.24`.
+    TextStyle { color, ..TextStyle::from(("sans-serif", 1.24 * size, style).into_font()) }
 }
 
 fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {

@@ -79,7 +79,7 @@ pub(super) fn rollouts(layout: &Layout) -> Book {
             stage.episodes.iter().map(|slot| episode(slot, &mut properties)).collect();
         tabs.push(Tabs::new(episodes).with_name(stage.title.as_str()).into());
     }
-    if layout.has_card {
+    if !layout.card.is_empty() {
         tabs.push(TextDocumentView::new("run").with_origin(CARD).into());
     }
     let time = TimePanel::new()
@@ -94,17 +94,19 @@ pub(super) fn rollouts(layout: &Layout) -> Book {
 /// A grid of plots over the training steps.
 pub(super) fn training(layout: &Layout) -> Book {
     let mut properties = Properties::default();
-    let legend = PlotLegend::new().with_corner(Corner2D::RightTop);
+    let above = PlotLegend::new().with_corner(Corner2D::RightTop);
+    let below = PlotLegend::new().with_corner(Corner2D::RightBottom);
     let unit = ScalarAxis::new().with_range(datatypes::Range1D([0.0, 1.0]));
     let mut cells: Vec<ContainerLike> = Vec::new();
     for (title, origin) in layout.plots() {
-        let mut settings: Vec<(&str, &dyn AsComponents)> = vec![("PlotLegend", &legend)];
-        if title == "Success" {
-            settings.push(("ScalarAxis", &unit));
-        }
-        cells.push(properties.with(TimeSeriesView::new(title).with_origin(origin), &settings));
+        let settings: &[(&str, &dyn AsComponents)] = match title.as_str() {
+            "Success" => &[("PlotLegend", &below), ("ScalarAxis", &unit)],
+            _ => &[("PlotLegend", &above)],
+        };
+        cells.push(properties.with(TimeSeriesView::new(title).with_origin(origin), settings));
     }
-    if layout.has_card {
+    // The card lies in the recording with the episodes, if there is one.
+    if !layout.card.is_empty() && layout.stages.is_empty() {
         cells.push(TextDocumentView::new("run").with_origin(CARD).into());
     }
     let time = TimePanel::new()

@@ -17,7 +17,8 @@ pub(super) struct Layout {
     pub(super) stages: Vec<Stage>,
     /// Names of the training curves in order of appearance.
     pub(super) curves: Vec<String>,
-    pub(super) has_card: bool,
+    /// Text of the run's card; empty for none.
+    pub(super) card: String,
     /// Control rate of the first episode, the speed of playing.
     pub(super) control_hz: f64,
 }
@@ -83,6 +84,12 @@ impl Layout {
             has_plans: !e.plans.is_empty(),
         });
         path
+    }
+
+    /// How much there is to show: episodes, curves, and the card.
+    pub(super) fn shown(&self) -> usize {
+        let episodes: usize = self.stages.iter().map(|stage| stage.episodes.len()).sum();
+        episodes + self.curves.len() + usize::from(!self.card.is_empty())
     }
 
     /// Entity of a training curve, and whether this is its first point.
@@ -203,7 +210,7 @@ fn spectator(e: &EpisodeRecord) -> ([f32; 3], [f32; 3]) {
     let elevation = 0.5_f32;
     let direction =
         Vector3::new(elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin());
-    ((target + 2.6 * radius * direction).into(), target.into())
+    ((target + 3.3 * radius * direction).into(), target.into())
 }
 
 fn position(pose: &Pose) -> Point3<f32> {

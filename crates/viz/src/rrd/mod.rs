@@ -2,8 +2,8 @@
 //!
 //! A viewer shows curves only on the active timeline, and training steps and control steps are different
 //! timelines. So the file holds the recording "training" (timeline `update`) and the recording "rollouts"
-//! (timelines `frame` and `sim_time`), each with its own layout. The viewer opens the one that comes last in
-//! the file, "rollouts"; the other is a click away in its left panel.
+//! (timelines `frame` and `sim_time`), each with its own layout. The viewer opens the recording whose layout
+//! comes last in the file, "rollouts"; the other is a click away in its left panel.
 //!
 //! Messages are collected in memory and written here, not by rerun's own file sink, because that one only
 //! logs a failed write; training must know that its recording ended.
@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::recorder::{RecorderOptions, Sink};
 use file::RrdFile;
 use layout::Layout;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 use stream::Stream;
@@ -33,8 +34,15 @@ pub(crate) struct RrdSink {
     training: Stream,
     rollouts: Stream,
     layout: Layout,
-    /// The layout in the file is out of date.
+    /// The saved layout is out of date.
     is_layout_stale: bool,
+    /// The arrangement the viewer shows is out of date.
+    is_blueprint_stale: bool,
+    /// [`Layout::shown`] of that arrangement.
+    shown_before: usize,
+    /// Training points that are not yet written, per curve: a message per point would be mostly overhead.
+    points: BTreeMap<String, Vec<(i64, f64)>>,
+    pending_points: usize,
     options: RecorderOptions,
 }
 
@@ -44,69 +52,130 @@ impl RrdSink {
         let (file, layout) =
             if options.resume { file::resume(path)? } else { (RrdFile::create(path)?, None) };
         let is_new = layout.is_none();
-        let mut sink = Self {
+        let sink = Self {
             file,
             training: Stream::new(TRAINING, &options.run_id, &options.title)?,
             rollouts: Stream::new(ROLLOUTS, &options.run_id, &options.title)?,
             layout: layout.unwrap_or_default(),
             is_layout_stale: is_new,
+            is_blueprint_stale: true,
+            shown_before: 0,
+            points: BTreeMap::new(),
+            pending_points: 0,
             options: options.clone(),
         };
-        let (training, rollouts) = (sink.training.take(TRAINING)?, sink.rollouts.take(ROLLOUTS)?);
-        // A continued file has announced both recordings already.
-        if is_new {
-            sink.file.append(&training)?;
-            sink.file.append(&rollouts)?;
+        // A recording is announced with its first data, and a continued file has announced it already.
+        if !is_new {
+            sink.training.take(TRAINING)?;
+            sink.rollouts.take(ROLLOUTS)?;
         }
         Ok(sink)
+    }
+
+    /// Training points that wait, one message per curve.
+    fn write_points(&mut self) -> Result<()> {
+        self.pending_points = 0;
+        for (path, points) in std::mem::take(&mut self.points) {
+            let times = rerun::TimeColumn::new_sequence(UPDATE, points.iter().map(|(update, _)| *update));
+            let values = rerun::Scalars::new(points.iter().map(|(_, value)| *value));
+            let columns = values.columns_of_unit_batches().encode(&path)?;
+            self.training.rec.send_columns(path.as_str(), [times], columns).encode(&path)?;
+        }
+        self.file.append(&self.training.take(TRAINING)?)
+    }
+
+    /// The run's card, in the recording that the viewer opens.
+    fn write_card(&mut self) -> Result<()> {
+        let text = rerun::TextDocument::from_markdown(self.layout.card.as_str());
+        self.main_stream().rec.log_static(layout::CARD, &text).encode(layout::CARD)?;
+        let messages = self.main_stream().take(layout::CARD)?;
+        self.file.append(&messages)
+    }
+
+    fn write_blueprints(&mut self) -> Result<()> {
+        self.is_blueprint_stale = false;
+        self.shown_before = self.layout.shown();
+        // Without data, a layout would only make the viewer complain about a missing timeline.
+        if self.has_curves() {
+            let messages = blueprint::training(&self.layout).messages(&self.training)?;
+            self.file.append(&messages)?;
+        }
+        if self.has_episodes() {
+            let messages = blueprint::rollouts(&self.layout).messages(&self.rollouts)?;
+            self.file.append(&messages)?;
+        }
+        Ok(())
+    }
+
+    fn has_curves(&self) -> bool {
+        !self.layout.curves.is_empty()
+    }
+
+    fn has_episodes(&self) -> bool {
+        !self.layout.stages.is_empty()
+    }
+
+    /// The recording to put something in that belongs to the whole run.
+    fn main_stream(&self) -> &Stream {
+        if self.has_episodes() { &self.rollouts } else { &self.training }
     }
 }
 
 impl Sink for RrdSink {
     fn episode(&mut self, episode: &EpisodeRecord) -> Result<()> {
+        let is_first = !self.has_episodes();
         let slot = self.layout.add(episode);
         self.is_layout_stale = true;
+        if is_first && !self.layout.card.is_empty() {
+            self.write_card()?;
+        }
         entities::log_episode(&self.rollouts.rec, &slot, episode, &self.options)?;
         self.file.append(&self.rollouts.take(&slot)?)
     }
 
     fn training(&mut self, update: u64, values: &[(&str, f64)]) -> Result<()> {
-        let rec = &self.training.rec;
-        rec.set_time_sequence(UPDATE, i64::try_from(update).unwrap_or(i64::MAX));
         for (name, value) in values.iter().filter(|(_, value)| value.is_finite()) {
             let (path, is_new) = self.layout.curve(name);
             if is_new {
                 self.is_layout_stale = true;
-                entities::log_curve_style(rec, &path, name, self.layout.curve_color(name)).encode(&path)?;
+                let color = self.layout.curve_color(name);
+                entities::log_curve_style(&self.training.rec, &path, name, color).encode(&path)?;
             }
-            rec.log(path.as_str(), &rerun::Scalars::single(*value)).encode(&path)?;
+            let points = self.points.entry(path).or_default();
+            points.push((i64::try_from(update).unwrap_or(i64::MAX), *value));
+            self.pending_points += 1;
         }
-        self.file.append(&self.training.take(TRAINING)?)
+        if self.pending_points >= MAX_PENDING_POINTS { self.write_points() } else { Ok(()) }
     }
 
     fn summary(&mut self, markdown: &str) -> Result<()> {
-        self.is_layout_stale |= !std::mem::replace(&mut self.layout.has_card, true);
-        for stream in [&self.rollouts, &self.training] {
-            let text = rerun::TextDocument::from_markdown(markdown);
-            stream.rec.log_static(layout::CARD, &text).encode(layout::CARD)?;
-        }
-        self.file.append(&self.training.take(TRAINING)?)?;
-        self.file.append(&self.rollouts.take(ROLLOUTS)?)
+        self.is_layout_stale |= self.layout.card != markdown;
+        self.layout.card = markdown.into();
+        self.write_card()
     }
 
     fn flush(&mut self) -> Result<()> {
+        self.write_points()?;
         if std::mem::take(&mut self.is_layout_stale) {
-            let mut messages = blueprint::training(&self.layout).messages(&self.training)?;
-            messages.extend(blueprint::rollouts(&self.layout).messages(&self.rollouts)?);
-            self.layout.save(&self.rollouts.rec).encode(layout::PROPERTY)?;
-            messages.extend(self.rollouts.take(ROLLOUTS)?);
+            self.layout.save(&self.main_stream().rec).encode(layout::PROPERTY)?;
+            let messages = self.main_stream().take(layout::PROPERTY)?;
             self.file.append(&messages)?;
+            self.is_blueprint_stale = true;
+        }
+        // Arrangements cannot be taken back from the file. Waiting until there is half as much again to show
+        // keeps all of them together as small as about three times the last one.
+        let shown = self.layout.shown();
+        if self.is_blueprint_stale && 2 * shown >= 3 * self.shown_before {
+            self.write_blueprints()?;
         }
         self.file.sync()
     }
 
     fn finish(&mut self) -> Result<()> {
         self.flush()?;
+        if self.is_blueprint_stale {
+            self.write_blueprints()?;
+        }
         self.file.finish()
     }
 }
@@ -117,6 +186,9 @@ impl Drop for RrdSink {
         let _ = self.finish();
     }
 }
+
+/// Training points held back at most before they are written.
+const MAX_PENDING_POINTS: usize = 1000;
 
 /// Timeline of training steps.
 const UPDATE: &str = "update";

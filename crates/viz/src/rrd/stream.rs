@@ -2,6 +2,7 @@
 
 use super::OrEncode;
 use crate::error::Result;
+use rerun::components::Timestamp;
 use rerun::external::re_log_types::StoreId;
 use rerun::log::LogMsg;
 use rerun::sink::CallbackSink;
@@ -17,8 +18,11 @@ pub(super) struct Stream {
 impl Stream {
     /// The recording `run_id` of application `application`, shown as `title`.
     pub(super) fn new(application: &'static str, run_id: &str, title: &str) -> Result<Self> {
-        let builder = RecordingStreamBuilder::new(application).recording_id(run_id).recording_name(title);
-        Self::collect(builder, application)
+        let stream =
+            Self::collect(RecordingStreamBuilder::new(application).recording_id(run_id), application)?;
+        stream.rec.send_recording_name(title).encode(application)?;
+        stream.rec.send_recording_start_time(Timestamp::now()).encode(application)?;
+        Ok(stream)
     }
 
     /// More messages for the store `id`.
@@ -28,7 +32,7 @@ impl Stream {
 
     fn collect(builder: RecordingStreamBuilder, what: &str) -> Result<Self> {
         // Asked for in the program: the RERUN environment variable must not turn it off.
-        let rec = builder.enabled(true).buffered().encode(what)?;
+        let rec = builder.enabled(true).send_properties(false).buffered().encode(what)?;
         rec.set_log_time_enabled(false);
         rec.set_log_tick_enabled(false);
         let pending = Arc::new(Mutex::new(Vec::new()));

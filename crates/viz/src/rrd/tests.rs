@@ -114,15 +114,13 @@ fn an_episode_becomes_entities_on_the_frame_timeline() {
     assert_eq!(curves.get("/curves/Success/success"), Some(&5));
     assert!(!curves.contains_key("/curves/Loss/loss"), "a curve without finite points is not there");
 
-    // The recording announced last is the one a viewer opens.
-    let announced: Vec<&str> = messages
-        .iter()
-        .filter(|m| matches!(m, LogMsg::SetStoreInfo(_)) && m.store_id().kind() == StoreKind::Recording)
-        .map(|m| m.store_id().application_id().as_str())
-        .collect();
-    assert_eq!(announced.last(), Some(&ROLLOUTS));
+    let text = format!("{messages:?}");
+    assert!(text.contains("RecordingInfo:name"), "recordings have a name");
+
+    // The viewer opens the recording whose layout comes last.
+    let last = messages.iter().rev().find(|m| matches!(m, LogMsg::BlueprintActivationCommand(_))).unwrap();
+    assert_eq!(last.store_id().application_id().as_str(), ROLLOUTS);
     assert_eq!(activations(&messages), 2, "one layout per recording");
-    assert!(matches!(messages.last(), Some(LogMsg::ArrowMsg(..))));
 }
 
 #[test]
@@ -147,6 +145,7 @@ fn a_killed_recording_is_continued() {
     sink.training(1, &[("success", 0.5)]).unwrap();
     sink.flush().unwrap();
     sink.training(2, &[("success", 0.6)]).unwrap();
+    sink.flush().unwrap();
     // Killed: no end mark, the last message torn.
     let bytes = fs::read(&path).unwrap();
     drop(sink);
@@ -188,11 +187,56 @@ fn a_full_disk_leaves_a_readable_recording() {
     let path = dir.path().join("recording.rrd");
     let mut sink = RrdSink::open(&path, &options(false)).unwrap();
     sink.training(0, &[("success", 0.1)]).unwrap();
+    sink.flush().unwrap();
     sink.file.set_capacity_bytes(fs::metadata(&path).unwrap().len() + 20_000);
-    let error = (1..2000).find_map(|update| sink.training(update, &[("success", 0.1)]).err()).unwrap();
+    let write = |update| sink.training(update, &[("success", 0.1)]).and_then(|()| sink.flush()).err();
+    let error = (1..2000).find_map(write).unwrap();
     let text = error.to_string();
     assert!(matches!(error, Error::Write { .. }) && text.contains("recording.rrd"), "{text}");
     sink.training(2000, &[("success", 0.1)]).unwrap();
     drop(sink);
     assert!(rows(&file::read(&path), TRAINING)["/curves/Success/success"] > 2);
+}
+
+#[test]
+fn many_flushes_do_not_pile_up_layouts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recording.rrd");
+    let mut sink = RrdSink::open(&path, &options(false)).unwrap();
+    let mut e = episode("during RL", "pick", true);
+    e.cameras.clear();
+    for update in 0..40 {
+        e.update = update;
+        sink.episode(&e).unwrap();
+        sink.training(update, &[("success", 0.5)]).unwrap();
+        sink.flush().unwrap();
+    }
+    sink.finish().unwrap();
+    let messages = file::read(&path);
+    assert_eq!(rows(&messages, TRAINING)["/curves/Success/success"], 40);
+    let layouts = activations(&messages) / 2;
+    assert!((3..=12).contains(&layouts), "{layouts} layouts");
+    assert_eq!(sink.layout.stages[0].episodes.len(), 40);
+}
+
+#[test]
+fn a_run_without_episodes_has_one_recording_and_can_be_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recording.rrd");
+    for update in 0..3 {
+        let mut sink = RrdSink::open(&path, &options(update > 0)).unwrap();
+        sink.training(update, &[("loss", 0.5)]).unwrap();
+        sink.summary("# run").unwrap();
+        sink.finish().unwrap();
+    }
+    let messages = file::read(&path);
+    assert_eq!(rows(&messages, TRAINING)["/curves/Loss/loss"], 3);
+    assert!(rows(&messages, ROLLOUTS).is_empty());
+    assert!(messages.iter().all(|m| m.store_id().application_id().as_str() == TRAINING));
+
+    // With the first episode, its recording becomes the main one and takes the card over.
+    let mut sink = RrdSink::open(&path, &options(true)).unwrap();
+    sink.episode(&episode("after RL", "pick", true)).unwrap();
+    sink.finish().unwrap();
+    assert!(rows(&file::read(&path), ROLLOUTS).contains_key("/card"));
 }
