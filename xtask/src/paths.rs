@@ -45,11 +45,7 @@ pub fn mujoco_version() -> Result<String> {
         _ => return Ok(DEFAULT_MUJOCO.to_owned()),
     };
     let numbers: Vec<_> = version.split('.').collect();
-    if numbers.len() == 3
-        && numbers
-            .iter()
-            .all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    {
+    if numbers.len() == 3 && numbers.iter().all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
         Ok(version)
     } else {
         Err(Error::Version { got: version })

@@ -5,18 +5,13 @@ use std::process::{Command, Stdio};
 
 /// Runs to the end, showing nothing unless it fails.
 pub fn quiet(command: &mut Command, hint: &str) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| start_error(command, source, hint))?;
+    let output =
+        command.stdin(Stdio::null()).output().map_err(|source| start_error(command, source, hint))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = [output.stdout, output.stderr].concat();
-    let output_lines = String::from_utf8_lossy(&text)
-        .lines()
-        .map(|line| format!("  | {line}\n"))
-        .collect();
+    let output_lines = String::from_utf8_lossy(&text).lines().map(|line| format!("  | {line}\n")).collect();
     Err(Error::Command {
         command: show(command),
         status: output.status,
@@ -28,19 +23,12 @@ pub fn quiet(command: &mut Command, hint: &str) -> Result<String> {
 /// Runs to the end with its output on our terminal.
 pub fn loud(command: &mut Command, hint: &str) -> Result<()> {
     println!("$ {}", show(command));
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .map_err(|source| start_error(command, source, hint))?;
+    let status =
+        command.stdin(Stdio::null()).status().map_err(|source| start_error(command, source, hint))?;
     if status.success() {
         return Ok(());
     }
-    Err(Error::Command {
-        command: show(command),
-        status,
-        output: String::new(),
-        hint: hint.to_owned(),
-    })
+    Err(Error::Command { command: show(command), status, output: String::new(), hint: hint.to_owned() })
 }
 
 /// The cargo that started us, free of the variables it sets for a running package: build scripts that watch those
@@ -63,33 +51,19 @@ pub fn show(command: &Command) -> String {
     let mut words: Vec<String> = command
         .get_envs()
         .filter_map(|(key, value)| {
-            Some(format!(
-                "{}={}",
-                key.to_string_lossy(),
-                quote(&value?.to_string_lossy())
-            ))
+            Some(format!("{}={}", key.to_string_lossy(), quote(&value?.to_string_lossy())))
         })
         .collect();
-    let program = std::path::Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(command.get_program());
+    let program = std::path::Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     words.push(program.to_string_lossy().into_owned());
     words.extend(command.get_args().map(|arg| quote(&arg.to_string_lossy())));
     words.join(" ")
 }
 
 fn quote(word: &str) -> String {
-    if word.chars().any(char::is_whitespace) {
-        format!("'{word}'")
-    } else {
-        word.to_owned()
-    }
+    if word.chars().any(char::is_whitespace) { format!("'{word}'") } else { word.to_owned() }
 }
 
 fn start_error(command: &Command, source: std::io::Error, hint: &str) -> Error {
-    Error::Start {
-        command: show(command),
-        source,
-        hint: hint.to_owned(),
-    }
+    Error::Start { command: show(command), source, hint: hint.to_owned() }
 }
