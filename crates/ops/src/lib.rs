@@ -1,1 +1,25 @@
 //! Differentiable fused tensor operations with exact gradients.
+//!
+//! Every operation is a forward and a backward function on plain slices ([`linear`] is the one to read first); `op.rs`
+//! is the one place that meets candle's autograd, `matmul.rs` the one that multiplies matrices, `simd.rs` the one that
+//! chooses an instruction set. A sample gives the same bits alone and in a batch, on one thread or many.
+
+mod activation;
+mod check;
+mod error;
+mod float;
+mod linear;
+mod matmul;
+mod norm;
+mod op;
+mod rotary;
+mod scores;
+mod simd;
+
+pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
+pub use error::{Error, Result};
+pub use linear::{linear, linear_act};
+pub use norm::{layer_norm, rms_norm};
+pub use op::no_grad;
+pub use rotary::RotaryTable;
+pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};

@@ -1,0 +1,436 @@
+//! Matrix products whose bits depend on nothing but the two rows and columns involved.
+//!
+//! Every element of a product is one chain of fused multiply-adds in the order of the inner index.
+//! How rows are cut into tiles, blocks and threads, or what the other rows hold, changes nothing: a
+//! sample gives the same bits alone and in a batch, on one thread or many, with AVX2 or AVX-512.
+//! Sums over a batch (weight gradients) use partial sums over [`SUM_ROWS`] rows, added in order.
+//!
+//! The right factor is packed once per call into panels of [`Float::PANEL`] columns, so that the inner
+//! loop reads it front to back; the left factor is read in place.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use crate::float::Float;
+use crate::simd::{Kernel, Level, Vector, dispatch};
+
+/// Rows per partial sum where a sum runs over the batch.
+pub(crate) const SUM_ROWS: usize = 256;
+
+/// Left factor [m, k]: element (i, p) is `data[i * row + p * col]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+    pub col: usize,
+}
+
+impl<'a, T> Left<'a, T> {
+    pub fn rows(data: &'a [T], row: usize) -> Self {
+        Left { data, row, col: 1 }
+    }
+    /// The transpose of a row-major matrix whose rows are `row` long.
+    pub fn transposed(data: &'a [T], row: usize) -> Self {
+        Left { data, row: 1, col: row }
+    }
+}
+
+/// Right factor [k, n] in panels: element (p, j) is
+/// `data[(j / PANEL) * panel + p * row + j % PANEL]`, readable for whole panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a, T> {
+    pub data: &'a [T],
+    pub panel: usize,
+    pub row: usize,
+}
+
+impl<'a, T: Float> Right<'a, T> {
+    /// What [`pack`] wrote.
+    pub fn packed(data: &'a [T], k: usize) -> Self {
+        Right { data, panel: k * T::PANEL, row: T::PANEL }
+    }
+    /// A row-major matrix with rows `row` long, read in place: for `n` a multiple of the panel.
+    pub fn in_place(data: &'a [T], row: usize) -> Self {
+        Right { data, panel: T::PANEL, row }
+    }
+}
+
+/// What a product does with its destination.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a, T> {
+    /// c = left * right
+    Zero,
+    /// c = bias + left * right, the chain starting at the bias; padded to whole panels.
+    Bias(&'a [T]),
+    /// c = c + (left * right)
+    Add,
+}
+
+/// One product on one thread: c[m, n] with rows `stride` apart.
+pub(crate) struct Product<'a, T> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub left: Left<'a, T>,
+    pub right: Right<'a, T>,
+    pub c: Target<T>,
+    pub stride: usize,
+    pub start: Start<'a, T>,
+}
+
+/// Where a product is written; tasks of one parallel loop write disjoint parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<T>(pub *mut T);
+
+// SAFETY: a plain address; who dereferences it answers for disjointness (see `Product::write`).
+unsafe impl<T: Send> Send for Target<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Target<T> {}
+
+impl<T> Target<T> {
+    pub fn of(data: &mut [T]) -> Self {
+        Target(data.as_mut_ptr())
+    }
+    pub fn uninit(data: &mut [MaybeUninit<T>]) -> Self {
+        Target(data.as_mut_ptr().cast())
+    }
+    /// # Safety
+    /// `offset` must lie inside the allocation.
+    pub unsafe fn at(self, offset: usize) -> Self {
+        // SAFETY: granted by the caller.
+        Target(unsafe { self.0.add(offset) })
+    }
+}
+
+impl<T: Float> Product<'_, T> {
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// `c` must be writable (for `Start::Add` also hold values) on `m` rows of `n` elements that are
+    /// `stride` apart, and nobody else may touch those meanwhile.
+    pub unsafe fn write(self) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        let (left, right) = (&self.left, &self.right);
+        if self.k > 0 {
+            let last = (self.m - 1) * left.row + (self.k - 1) * left.col;
+            assert!(last < left.data.len(), "left factor is too short");
+            let last = (self.n - 1) / T::PANEL * right.panel + (self.k - 1) * right.row + T::PANEL;
+            assert!(last <= right.data.len(), "right factor is too short");
+        }
+        if let Start::Bias(bias) = self.start {
+            assert!(bias.len() >= self.n.next_multiple_of(T::PANEL), "bias is too short");
+        }
+        dispatch(self);
+    }
+}
+
+impl<T: Float> Kernel for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        let mut col = 0;
+        while col < self.n {
+            let in_panel = col % T::PANEL;
+            let cols = (self.n - col).min(2 * lanes).min(T::PANEL - in_panel);
+            // SAFETY: `write` has checked that both factors cover m, n (in whole panels) and k.
+            let panel = unsafe {
+                self.right.data.as_ptr().add(col / T::PANEL * self.right.panel + in_panel)
+            };
+            let mut row = 0;
+            while row < self.m {
+                let left = self.m - row;
+                // SAFETY: rows `row..row + R` and `cols` columns from `col` lie inside, see above.
+                row += unsafe {
+                    match (left, cols <= lanes) {
+                        (12.., false) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 2>(row, col, cols, panel),
+                        (12.., true) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
+                        (8.., false) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 2>(row, col, cols, panel),
+                        (8.., true) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 1>(row, col, cols, panel),
+                        (6.., false) => self.tile::<L, 6, 2>(row, col, cols, panel),
+                        (6.., true) => self.tile::<L, 6, 1>(row, col, cols, panel),
+                        (3.., false) => self.tile::<L, 3, 2>(row, col, cols, panel),
+                        (3.., true) => self.tile::<L, 3, 1>(row, col, cols, panel),
+                        (_, false) => self.tile::<L, 1, 2>(row, col, cols, panel),
+                        (_, true) => self.tile::<L, 1, 1>(row, col, cols, panel),
+                    }
+                };
+            }
+            col += cols;
+        }
+    }
+}
+
+impl<T: Float> Product<'_, T> {
+    /// `R` rows by `V` vectors, of which `cols` columns are stored. Returns `R`.
+    ///
+    /// # Safety
+    /// The tile must lie inside the product; `panel` points at its first column in the right factor.
+    #[inline(always)]
+    unsafe fn tile<L: Level, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        col: usize,
+        cols: usize,
+        panel: *const T,
+    ) -> usize {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        let mut acc = [[<T::Vector<L> as Vector<T>>::splat(T::ZERO); V]; R];
+        if let Start::Bias(bias) = self.start {
+            for v in 0..V {
+                // SAFETY: the bias is padded to whole panels.
+                let start = unsafe { Vector::load(bias.as_ptr().add(col + v * lanes)) };
+                for line in &mut acc {
+                    line[v] = start;
+                }
+            }
+        }
+        let (a_row, a_col) = (self.left.row, self.left.col);
+        // SAFETY: row < m.
+        let a = unsafe { self.left.data.as_ptr().add(row * a_row) };
+        // Two copies of the loop, so that each has one stride the compiler knows.
+        if a_col == 1 {
+            for p in 0..self.k {
+                // SAFETY: p < k, and the tile lies inside both factors.
+                unsafe { step::<T, T::Vector<L>, R, V>(&mut acc, a.add(p), a_row, panel.add(p * self.right.row)) };
+            }
+        } else {
+            for p in 0..self.k {
+                // SAFETY: as above.
+                unsafe { step::<T, T::Vector<L>, R, V>(&mut acc, a.add(p * a_col), a_row, panel.add(p * self.right.row)) };
+            }
+        }
+        let add = matches!(self.start, Start::Add);
+        for (r, line) in acc.iter().enumerate() {
+            // SAFETY: row + r < m and col < n.
+            let c = unsafe { self.c.0.add((row + r) * self.stride + col) };
+            if cols == V * lanes {
+                for (v, &value) in line.iter().enumerate() {
+                    // SAFETY: cols columns from c are the caller's.
+                    unsafe {
+                        let c = c.add(v * lanes);
+                        let value = if add { <T::Vector<L> as Vector<T>>::load(c).add(value) } else { value };
+                        value.store(c);
+                    }
+                }
+            } else {
+                let mut buffer = [T::ZERO; 64];
+                for (v, &value) in line.iter().enumerate() {
+                    // SAFETY: V * LANES is at most 32 elements.
+                    unsafe { value.store(buffer.as_mut_ptr().add(v * lanes)) };
+                }
+                for (j, &value) in buffer[..cols].iter().enumerate() {
+                    // SAFETY: j < cols.
+                    unsafe {
+                        let c = c.add(j);
+                        *c = if add { *c + value } else { value };
+                    }
+                }
+            }
+        }
+        R
+    }
+}
+
+/// One step of the inner index: acc[r] += a[r] * b.
+///
+/// # Safety
+/// `a` must be readable at `r * a_row` for r < R, `b` for V vectors.
+#[inline(always)]
+unsafe fn step<T: Float, Vec: Vector<T>, const R: usize, const V: usize>(
+    acc: &mut [[Vec; V]; R],
+    a: *const T,
+    a_row: usize,
+    b: *const T,
+) {
+    // SAFETY: granted by the caller.
+    let b: [Vec; V] = std::array::from_fn(|v| unsafe { Vec::load(b.add(v * Vec::LANES)) });
+    for (r, line) in acc.iter_mut().enumerate() {
+        // SAFETY: granted by the caller.
+        let a = Vec::splat(unsafe { *a.add(r * a_row) });
+        for (acc, &b) in line.iter_mut().zip(&b) {
+            *acc = acc.add_product(a, b);
+        }
+    }
+}
+
+/// Packs the [k, n] matrix whose element (p, j) is `data[p * row + j * col]` into panels, the last
+/// one filled up with zeros.
+pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: usize) -> Vec<T> {
+    let mut packed = vec![T::ZERO; k * n.next_multiple_of(T::PANEL)];
+    pack_into(&mut packed, data, k, n, row, col);
+    packed
+}
+
+/// [`pack`] into a buffer of the right size, on several threads when it is large.
+pub(crate) fn pack_into<T: Float>(
+    packed: &mut [T],
+    data: &[T],
+    k: usize,
+    n: usize,
+    row: usize,
+    col: usize,
+) {
+    if k == 0 || n == 0 {
+        return;
+    }
+    let one = |(panel, out): (usize, &mut [T])| {
+        let first = panel * T::PANEL;
+        let cols = (n - first).min(T::PANEL);
+        if col == 1 {
+            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
+                let start = p * row + first;
+                out[..cols].copy_from_slice(&data[start..start + cols]);
+                out[cols..].fill(T::ZERO);
+            }
+        } else {
+            transpose_into(out, &data[first * col..], k, cols, row, col);
+        }
+    };
+    if k * n >= 1 << 15 {
+        packed.par_chunks_mut(k * T::PANEL).enumerate().for_each(one);
+    } else {
+        packed.chunks_mut(k * T::PANEL).enumerate().for_each(one);
+    }
+}
+
+/// One panel from columns that lie `col` apart.
+fn transpose_into<T: Float>(out: &mut [T], data: &[T], k: usize, cols: usize, row: usize, col: usize) {
+    // In squares of 8: reads and writes both stay within a few cache lines.
+    for p0 in (0..k).step_by(8) {
+        let steps = (k - p0).min(8);
+        for j in 0..cols {
+            let column = &data[j * col..];
+            for p in p0..p0 + steps {
+                out[p * T::PANEL + j] = column[p * row];
+            }
+        }
+    }
+    if cols < T::PANEL {
+        for line in out.chunks_exact_mut(T::PANEL) {
+            line[cols..].fill(T::ZERO);
+        }
+    }
+}
+
+/// A vector of `len` values that `fill` writes, every one of them.
+///
+/// # Safety
+/// `fill` must initialise the whole slice.
+pub(crate) unsafe fn build<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut data = Vec::with_capacity(len);
+    fill(&mut data.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is there and the caller grants that all of it was written.
+    unsafe { data.set_len(len) };
+    data
+}
+
+/// Rows a task takes: enough tasks for every thread, in whole tiles, at most 96.
+fn block_rows(rows: usize) -> usize {
+    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(12).clamp(12, 96)
+}
+
+/// c[m, n] = left[m, k] * right[k, n] (+ bias), parallel over rows. `done(first_row, rows)` is called
+/// on every finished block while it is still in the cache.
+pub(crate) fn multiply<T: Float>(
+    (m, n, k): (usize, usize, usize),
+    left: Left<'_, T>,
+    right: Right<'_, T>,
+    bias: Option<&[T]>,
+    done: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let padded = bias.map(|bias| {
+        let mut padded = bias.to_vec();
+        padded.resize(n.next_multiple_of(T::PANEL), T::ZERO);
+        padded
+    });
+    let start = padded.as_deref().map_or(Start::Zero, Start::Bias);
+    let block = block_rows(m);
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        out.par_chunks_mut((block * n).max(1)).enumerate().for_each(|(i, out)| {
+            let rows = out.len() / n;
+            let left = Left { data: &left.data[i * block * left.row..], ..left };
+            let c = Target::uninit(out);
+            // SAFETY: `out` is this task's own, `rows` whole rows of n; the product writes all of it.
+            let out = unsafe {
+                Product { m: rows, n, k, left, right, c, stride: n, start }.write();
+                std::slice::from_raw_parts_mut(c.0, rows * n)
+            };
+            done(i * block, out);
+        });
+    };
+    // SAFETY: the blocks cover the slice, and each is written whole.
+    unsafe { build(m * n, fill) }
+}
+
+/// The sum over rows of outer products: c[o, i] = sum over r of y[r, o] * x[r, i].
+/// Partial sums over [`SUM_ROWS`] rows are added in order; parallel over c.
+pub(crate) fn outer_sum<T: Float>(y: &[T], x: &[T], rows: usize, o: usize, i: usize) -> Vec<T> {
+    if rows == 0 || o == 0 || i == 0 {
+        return vec![T::ZERO; o * i];
+    }
+    let in_place = i.is_multiple_of(T::PANEL);
+    let packed = if in_place { Vec::new() } else { pack(x, rows, i, i, 1) };
+    let threads = rayon::current_num_threads();
+    let stripe = if o >= 96 * threads { 48 } else { o.div_ceil(2 * threads).next_multiple_of(12) };
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        out.par_chunks_mut(stripe * i).enumerate().for_each(|(s, out)| {
+            let m = out.len() / i;
+            let c = Target::uninit(out);
+            for first in (0..rows).step_by(SUM_ROWS) {
+                let k = (rows - first).min(SUM_ROWS);
+                let left = Left::transposed(&y[first * o + s * stripe..], o);
+                let right = if in_place {
+                    Right::in_place(&x[first * i..], i)
+                } else {
+                    Right { data: &packed[first * T::PANEL..], panel: rows * T::PANEL, row: T::PANEL }
+                };
+                let start = if first == 0 { Start::Zero } else { Start::Add };
+                // SAFETY: `out` is this task's own, m rows of i; the first chunk writes all of it.
+                unsafe { Product { m, n: i, k, left, right, c, stride: i, start }.write() };
+            }
+        });
+    };
+    // SAFETY: the stripes cover the slice, and the first partial sum writes each whole.
+    unsafe { build(o * i, fill) }
+}
+
+/// Sum of the rows of y[rows, n]: partial sums over [`SUM_ROWS`] rows, added in order.
+pub(crate) fn column_sum<T: Float>(y: &[T], n: usize) -> Vec<T> {
+    struct Rows<'a, T>(&'a [T], Vec<T>);
+    impl<T: Float> Kernel for Rows<'_, T> {
+        type Output = Vec<T>;
+        #[inline(always)]
+        fn run<L: Level>(mut self) -> Vec<T> {
+            for row in self.0.chunks_exact(self.1.len()) {
+                for (sum, &y) in self.1.iter_mut().zip(row) {
+                    *sum += y;
+                }
+            }
+            self.1
+        }
+    }
+    if n == 0 {
+        return Vec::new();
+    }
+    let partial: Vec<Vec<T>> =
+        y.par_chunks(SUM_ROWS * n).map(|rows| dispatch(Rows(rows, vec![T::ZERO; n]))).collect();
+    add_in_order(partial, n)
+}
+
+/// Sum of partial results of length `n`, in their order.
+pub(crate) fn add_in_order<T: Float>(partial: Vec<Vec<T>>, n: usize) -> Vec<T> {
+    let mut parts = partial.into_iter();
+    let mut sum = parts.next().unwrap_or_else(|| vec![T::ZERO; n]);
+    for part in parts {
+        for (sum, value) in sum.iter_mut().zip(part) {
+            *sum += value;
+        }
+    }
+    sum
+}

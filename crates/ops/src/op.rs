@@ -1,0 +1,239 @@
+//! The one place where this crate meets candle's autograd.
+//!
+//! An operation is an [`Op`]: a forward and a backward function on plain slices. [`apply1`] to
+//! [`apply3`] wrap it as a candle `CustomOp`, so that `Tensor::backward` calls it.
+
+use std::cell::Cell;
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+};
+
+use crate::float::Float;
+
+thread_local! {
+    static GRAD: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `f` without recording operations of this crate for backward: nothing is kept for gradients,
+/// and results are constants. The numbers are the same bits as with recording. For sampling.
+///
+/// Holds for the calling thread. candle's own operations still record when one of their arguments is
+/// a `Var`; call `detach` on those.
+pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            GRAD.set(self.0);
+        }
+    }
+    let _restore = Restore(GRAD.replace(false));
+    f()
+}
+
+/// A contiguous argument.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T> {
+    pub data: &'a [T],
+    pub dims: &'a [usize],
+}
+
+impl<T> View<'_, T> {
+    /// Size of the last axis.
+    pub fn width(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+}
+
+/// A differentiable operation on `N` float arguments of one dtype.
+pub(crate) trait Op<const N: usize>: Send + Sync + Sized + 'static {
+    const NAME: &'static str;
+
+    /// The result's data and shape.
+    fn forward<T: Float>(&self, args: [View<'_, T>; N]) -> (Vec<T>, Shape);
+
+    /// Gradients of the arguments, given the result and the gradient of the result. `needs[i]` says
+    /// whether anybody wants the i-th.
+    fn backward<T: Float>(
+        &self,
+        args: [View<'_, T>; N],
+        out: View<'_, T>,
+        grad: View<'_, T>,
+        needs: [bool; N],
+    ) -> [Option<Vec<T>>; N];
+}
+
+struct Custom<O>(O);
+
+fn view<'a, T: Float>(name: &str, storage: &'a CpuStorage, layout: &'a Layout) -> Result<View<'a, T>> {
+    let data = T::cpu_storage_as_slice(storage)?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(View { data: &data[start..end], dims: layout.dims() }),
+        None => candle_core::bail!("{name}: argument is not contiguous"),
+    }
+}
+
+fn forward<O: Op<N>, const N: usize>(
+    op: &O,
+    args: [(&CpuStorage, &Layout); N],
+) -> Result<(CpuStorage, Shape)> {
+    fn run<T: Float, O: Op<N>, const N: usize>(
+        op: &O,
+        args: [(&CpuStorage, &Layout); N],
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut views = [View { data: &[] as &[T], dims: &[] }; N];
+        for (slot, (storage, layout)) in views.iter_mut().zip(args) {
+            *slot = view(O::NAME, storage, layout)?;
+        }
+        let (data, shape) = op.forward(views);
+        Ok((T::to_cpu_storage_owned(data), shape))
+    }
+    match &args[0].0 {
+        CpuStorage::F32(_) => run::<f32, O, N>(op, args),
+        CpuStorage::F64(_) => run::<f64, O, N>(op, args),
+        _ => candle_core::bail!("{}: only F32 and F64 are supported", O::NAME),
+    }
+}
+
+fn backward<O: Op<N>, const N: usize>(
+    op: &O,
+    args: [&Tensor; N],
+    out: &Tensor,
+    grad: &Tensor,
+) -> Result<[Option<Tensor>; N]> {
+    fn run<T: Float, O: Op<N>, const N: usize>(
+        op: &O,
+        args: [&Tensor; N],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; N]> {
+        let grad = grad.contiguous()?;
+        let held = args.map(|arg| arg.storage_and_layout());
+        let (out_held, grad_held) = (out.storage_and_layout(), grad.storage_and_layout());
+        let mut views = [View { data: &[] as &[T], dims: &[] }; N];
+        for (slot, (storage, layout)) in views.iter_mut().zip(&held) {
+            *slot = view(O::NAME, cpu_storage(O::NAME, storage)?, layout)?;
+        }
+        let out_view = view(O::NAME, cpu_storage(O::NAME, &out_held.0)?, out_held.1)?;
+        let grad_view = view(O::NAME, cpu_storage(O::NAME, &grad_held.0)?, grad_held.1)?;
+        let grads = op.backward::<T>(views, out_view, grad_view, args.map(Tensor::track_op));
+        let mut tensors = [const { None }; N];
+        for ((slot, data), arg) in tensors.iter_mut().zip(grads).zip(args) {
+            if let Some(data) = data {
+                *slot = Some(Tensor::from_vec(data, arg.shape(), arg.device())?);
+            }
+        }
+        Ok(tensors)
+    }
+    match args[0].dtype() {
+        DType::F32 => run::<f32, O, N>(op, args, out, grad),
+        DType::F64 => run::<f64, O, N>(op, args, out, grad),
+        _ => candle_core::bail!("{}: only F32 and F64 are supported", O::NAME),
+    }
+}
+
+fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
+    match storage {
+        Storage::Cpu(cpu) => Ok(cpu),
+        _ => candle_core::bail!("{name}: only the CPU is supported"),
+    }
+}
+
+impl<O: Op<1>> CustomOp1 for Custom<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        forward(&self.0, [(s, l)])
+    }
+    fn bwd(&self, arg: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let [a] = backward(&self.0, [arg], out, grad)?;
+        Ok(a)
+    }
+}
+
+impl<O: Op<2>> CustomOp2 for Custom<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        forward(&self.0, [(s1, l1), (s2, l2)])
+    }
+    fn bwd(
+        &self,
+        arg1: &Tensor,
+        arg2: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [a, b] = backward(&self.0, [arg1, arg2], out, grad)?;
+        Ok((a, b))
+    }
+}
+
+impl<O: Op<3>> CustomOp3 for Custom<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        forward(&self.0, [(s1, l1), (s2, l2), (s3, l3)])
+    }
+    fn bwd(
+        &self,
+        arg1: &Tensor,
+        arg2: &Tensor,
+        arg3: &Tensor,
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [a, b, c] = backward(&self.0, [arg1, arg2, arg3], out, grad)?;
+        Ok((a, b, c))
+    }
+}
+
+/// Whether an operation on `args` will be asked for gradients.
+pub(crate) fn recording(args: &[&Tensor]) -> bool {
+    GRAD.get() && args.iter().any(|arg| arg.track_op())
+}
+
+pub(crate) fn apply1<O: Op<1>>(op: O, arg: &Tensor) -> Result<Tensor> {
+    let arg = arg.contiguous()?;
+    if recording(&[&arg]) { arg.apply_op1(Custom(op)) } else { arg.apply_op1_no_bwd(&Custom(op)) }
+}
+
+pub(crate) fn apply2<O: Op<2>>(op: O, arg1: &Tensor, arg2: &Tensor) -> Result<Tensor> {
+    let (arg1, arg2) = (arg1.contiguous()?, arg2.contiguous()?);
+    if recording(&[&arg1, &arg2]) {
+        arg1.apply_op2(&arg2, Custom(op))
+    } else {
+        arg1.apply_op2_no_bwd(&arg2, &Custom(op))
+    }
+}
+
+pub(crate) fn apply3<O: Op<3>>(
+    op: O,
+    arg1: &Tensor,
+    arg2: &Tensor,
+    arg3: &Tensor,
+) -> Result<Tensor> {
+    let (arg1, arg2, arg3) = (arg1.contiguous()?, arg2.contiguous()?, arg3.contiguous()?);
+    if recording(&[&arg1, &arg2, &arg3]) {
+        arg1.apply_op3(&arg2, &arg3, Custom(op))
+    } else {
+        arg1.apply_op3_no_bwd(&arg2, &arg3, &Custom(op))
+    }
+}
