@@ -13,12 +13,7 @@ pub(crate) fn float(op: &'static str, arg: &'static str, tensor: &Tensor) -> Res
 }
 
 /// `tensor` must have the dtype of `like`.
-pub(crate) fn same_dtype(
-    op: &'static str,
-    arg: &'static str,
-    tensor: &Tensor,
-    like: &Tensor,
-) -> Result<()> {
+pub(crate) fn same_dtype(op: &'static str, arg: &'static str, tensor: &Tensor, like: &Tensor) -> Result<()> {
     let (got, wanted) = (tensor.dtype(), like.dtype());
     if got == wanted {
         return Ok(());
@@ -37,12 +32,7 @@ pub(crate) fn dims(
     if tensor.dims() == dims {
         return Ok(());
     }
-    Err(Error::Shape {
-        op,
-        arg,
-        got: tensor.dims().to_vec(),
-        expected: format!("{dims:?} ({meaning})"),
-    })
+    Err(Error::Shape { op, arg, got: tensor.dims().to_vec(), expected: format!("{dims:?} ({meaning})") })
 }
 
 /// `tensor` must have `rank` axes.

@@ -21,7 +21,6 @@ pub(crate) trait Float: WithDType + Neg<Output = Self> {
     type Vector<L: Level>: Vector<Self>;
 
     fn of(x: f64) -> Self;
-    fn as_f64(self) -> f64;
     /// `self * a + b` with one rounding.
     fn fma(self, a: Self, b: Self) -> Self;
     /// exp; below about -87 (f32) it is 0, at -infinity exactly 0, NaN stays NaN.
@@ -60,11 +59,6 @@ impl Float for f32 {
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
-    }
-
-    #[inline(always)]
-    fn as_f64(self) -> f64 {
-        self as f64
     }
 
     #[inline(always)]
@@ -143,11 +137,6 @@ impl Float for f64 {
     }
 
     #[inline(always)]
-    fn as_f64(self) -> f64 {
-        self
-    }
-
-    #[inline(always)]
     fn fma(self, a: Self, b: Self) -> Self {
         f64::mul_add(self, a, b)
     }
@@ -178,12 +167,7 @@ const LANES: usize = 32;
 
 /// Folds a row in [`LANES`] interleaved accumulators, then those in a fixed tree.
 #[inline(always)]
-fn fold<T: Float>(
-    init: T,
-    len: usize,
-    at: impl Fn(usize) -> T,
-    join: impl Fn(T, T) -> T,
-) -> T {
+fn fold<T: Float>(init: T, len: usize, at: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
     let mut lanes = [init; LANES];
     let whole = len - len % LANES;
     let mut start = 0;
@@ -223,13 +207,6 @@ pub(crate) fn sum_of<T: Float>(x: &[T], f: impl Fn(T) -> T) -> T {
 pub(crate) fn sum_of2<T: Float>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     let y = &y[..x.len()];
     fold(T::ZERO, x.len(), |i| f(x[i], y[i]), |a, b| a + b)
-}
-
-/// Sum of `f(x, y, z)` over three rows of one length.
-#[inline(always)]
-pub(crate) fn sum_of3<T: Float>(x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> T) -> T {
-    let (y, z) = (&y[..x.len()], &z[..x.len()]);
-    fold(T::ZERO, x.len(), |i| f(x[i], y[i], z[i]), |a, b| a + b)
 }
 
 /// Largest element of a row, -infinity for an empty one.

@@ -5,7 +5,9 @@
 //! chooses an instruction set. A sample gives the same bits alone and in a batch, on one thread or many.
 
 mod activation;
+mod attention;
 mod check;
+mod embedding;
 mod error;
 mod float;
 mod linear;
@@ -17,6 +19,8 @@ mod scores;
 mod simd;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
+pub use attention::{AttentionMask, attention};
+pub use embedding::{embedding, patchify};
 pub use error::{Error, Result};
 pub use linear::{linear, linear_act};
 pub use norm::{layer_norm, rms_norm};

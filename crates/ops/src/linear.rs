@@ -18,12 +18,7 @@ struct Linear {
 }
 
 impl Linear {
-    fn forward<T: Float>(
-        &self,
-        x: View<'_, T>,
-        weight: View<'_, T>,
-        bias: Option<&[T]>,
-    ) -> (Vec<T>, Shape) {
+    fn forward<T: Float>(&self, x: View<'_, T>, weight: View<'_, T>, bias: Option<&[T]>) -> (Vec<T>, Shape) {
         let (o, i) = (weight.dims[0], weight.dims[1]);
         let rows = x.data.len() / i;
         let packed = pack(weight.data, i, o, 1, i);

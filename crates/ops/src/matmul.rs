@@ -96,12 +96,6 @@ impl<T> Target<T> {
     pub fn uninit(data: &mut [MaybeUninit<T>]) -> Self {
         Target(data.as_mut_ptr().cast())
     }
-    /// # Safety
-    /// `offset` must lie inside the allocation.
-    pub unsafe fn at(self, offset: usize) -> Self {
-        // SAFETY: granted by the caller.
-        Target(unsafe { self.0.add(offset) })
-    }
 }
 
 impl<T: Float> Product<'_, T> {
@@ -139,9 +133,7 @@ impl<T: Float> Kernel for Product<'_, T> {
             let in_panel = col % T::PANEL;
             let cols = (self.n - col).min(2 * lanes).min(T::PANEL - in_panel);
             // SAFETY: `write` has checked that both factors cover m, n (in whole panels) and k.
-            let panel = unsafe {
-                self.right.data.as_ptr().add(col / T::PANEL * self.right.panel + in_panel)
-            };
+            let panel = unsafe { self.right.data.as_ptr().add(col / T::PANEL * self.right.panel + in_panel) };
             let mut row = 0;
             while row < self.m {
                 let left = self.m - row;
@@ -197,12 +189,21 @@ impl<T: Float> Product<'_, T> {
         if a_col == 1 {
             for p in 0..self.k {
                 // SAFETY: p < k, and the tile lies inside both factors.
-                unsafe { step::<T, T::Vector<L>, R, V>(&mut acc, a.add(p), a_row, panel.add(p * self.right.row)) };
+                unsafe {
+                    step::<T, T::Vector<L>, R, V>(&mut acc, a.add(p), a_row, panel.add(p * self.right.row))
+                };
             }
         } else {
             for p in 0..self.k {
                 // SAFETY: as above.
-                unsafe { step::<T, T::Vector<L>, R, V>(&mut acc, a.add(p * a_col), a_row, panel.add(p * self.right.row)) };
+                unsafe {
+                    step::<T, T::Vector<L>, R, V>(
+                        &mut acc,
+                        a.add(p * a_col),
+                        a_row,
+                        panel.add(p * self.right.row),
+                    )
+                };
             }
         }
         let add = matches!(self.start, Start::Add);
@@ -268,14 +269,7 @@ pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: us
 }
 
 /// [`pack`] into a buffer of the right size, on several threads when it is large.
-pub(crate) fn pack_into<T: Float>(
-    packed: &mut [T],
-    data: &[T],
-    k: usize,
-    n: usize,
-    row: usize,
-    col: usize,
-) {
+pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
     if k == 0 || n == 0 {
         return;
     }
@@ -433,4 +427,35 @@ pub(crate) fn add_in_order<T: Float>(partial: Vec<Vec<T>>, n: usize) -> Vec<T> {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::tests::{available, with_isa};
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let (m, n, k) = (29, 41, 17);
+        let numbers = |len: usize| (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+        let (left, right) = (numbers(m * k), numbers(k * n));
+        let packed = pack(&right, k, n, n, 1);
+        let run = |isa| {
+            let mut c = vec![0f32; m * n];
+            let (left, right) = (Left::rows(&left, k), Right::packed(&packed, k));
+            // SAFETY: `c` is ours and holds m rows of n.
+            with_isa(isa, || unsafe {
+                Product { m, n, k, left, right, c: Target::of(&mut c), stride: n, start: Start::Zero }.write();
+            });
+            c
+        };
+        let first = run(available()[0]);
+        for (i, value) in first.iter().enumerate() {
+            let exact: f64 = (0..k).map(|p| f64::from(left[i / n * k + p]) * f64::from(right[p * n + i % n])).sum();
+            assert!((f64::from(*value) - exact).abs() < 1e-5);
+        }
+        for isa in available() {
+            assert!(run(isa).iter().zip(&first).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+        }
+    }
 }

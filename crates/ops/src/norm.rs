@@ -122,9 +122,8 @@ impl Norm {
         let mut dx = vec![T::ZERO; x.data.len()];
         let block = SUM_ROWS * d;
         let rows = x.data.par_chunks(block).zip(grad.data.par_chunks(block)).zip(dx.par_chunks_mut(block));
-        let parts: Vec<(Vec<T>, Vec<T>)> = rows
-            .map(|((x, grad), dx)| dispatch(Backward { norm: self, x, weight, grad, dx }))
-            .collect();
+        let parts: Vec<(Vec<T>, Vec<T>)> =
+            rows.map(|((x, grad), dx)| dispatch(Backward { norm: self, x, weight, grad, dx })).collect();
         let (dw, db) = parts.into_iter().unzip();
         [dx, add_in_order(dw, d), add_in_order(db, d)]
     }

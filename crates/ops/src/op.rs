@@ -224,12 +224,7 @@ pub(crate) fn apply2<O: Op<2>>(op: O, arg1: &Tensor, arg2: &Tensor) -> Result<Te
     }
 }
 
-pub(crate) fn apply3<O: Op<3>>(
-    op: O,
-    arg1: &Tensor,
-    arg2: &Tensor,
-    arg3: &Tensor,
-) -> Result<Tensor> {
+pub(crate) fn apply3<O: Op<3>>(op: O, arg1: &Tensor, arg2: &Tensor, arg3: &Tensor) -> Result<Tensor> {
     let (arg1, arg2, arg3) = (arg1.contiguous()?, arg2.contiguous()?, arg3.contiguous()?);
     if recording(&[&arg1, &arg2, &arg3]) {
         arg1.apply_op3(&arg2, &arg3, Custom(op))

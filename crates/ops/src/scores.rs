@@ -225,9 +225,10 @@ impl Op<1> for Soft {
         let mut dx = vec![T::ZERO; x.data.len()];
         let block = rows(v);
         let tasks = x.data.par_chunks(block * v).zip(targets.par_chunks(block * v));
-        tasks.zip(grad.data.par_chunks(block)).zip(dx.par_chunks_mut(block * v)).for_each(
-            |(((x, t), grad), dx)| dispatch(SoftGrad(x, t, grad, dx)),
-        );
+        tasks
+            .zip(grad.data.par_chunks(block))
+            .zip(dx.par_chunks_mut(block * v))
+            .for_each(|(((x, t), grad), dx)| dispatch(SoftGrad(x, t, grad, dx)));
         [Some(dx)]
     }
 }

@@ -31,7 +31,11 @@ fn cases() -> Vec<(&'static str, Function, Vec<Vec<usize>>)> {
     for (rows, i, o) in [(1, 1, 1), (5, 7, 3), (13, 33, 40)] {
         let shapes = vec![vec![rows, i], vec![o, i], vec![o]];
         all.push(("linear", Box::new(|a| ops::linear(&a[0], &a[1], Some(&a[2])).unwrap()), shapes.clone()));
-        all.push(("linear without bias", Box::new(|a| ops::linear(&a[0], &a[1], None).unwrap()), shapes[..2].to_vec()));
+        all.push((
+            "linear without bias",
+            Box::new(|a| ops::linear(&a[0], &a[1], None).unwrap()),
+            shapes[..2].to_vec(),
+        ));
         for act in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu] {
             let f: Function = Box::new(move |a| ops::linear_act(&a[0], &a[1], Some(&a[2]), act).unwrap());
             all.push(("linear_act", f, shapes.clone()));
@@ -46,19 +50,58 @@ fn cases() -> Vec<(&'static str, Function, Vec<Vec<usize>>)> {
         let two = vec![dims.clone(), dims.clone()];
         all.push(("swiglu", Box::new(|a| ops::swiglu(&a[0], &a[1]).unwrap()), two));
         let norm = vec![dims.clone(), d.clone(), d.clone()];
-        all.push(("layer_norm", Box::new(|a| ops::layer_norm(&a[0], &a[1], &a[2], 1e-3).unwrap()), norm.clone()));
+        all.push((
+            "layer_norm",
+            Box::new(|a| ops::layer_norm(&a[0], &a[1], &a[2], 1e-3).unwrap()),
+            norm.clone(),
+        ));
         all.push(("rms_norm", Box::new(|a| ops::rms_norm(&a[0], &a[1], 1e-3).unwrap()), norm[..2].to_vec()));
     }
     for (b, h, t, d) in [(1, 1, 1, 2), (2, 3, 5, 8)] {
         let table = ops::RotaryTable::new(d, t + 3, 100.0, DType::F64, &Device::Cpu).unwrap();
         all.push(("rotary", Box::new(move |a| table.apply(&a[0], 3).unwrap()), vec![vec![b, h, t, d]]));
     }
+    for (b, h, kv, tq, tk, d) in [(1, 1, 1, 1, 1, 1), (2, 4, 2, 5, 5, 3), (2, 2, 1, 3, 6, 8)] {
+        let shapes = vec![vec![b, h, tq, d], vec![b, kv, tk, d], vec![b, kv, tk, d]];
+        // sample 0 sees no key at all, the last key of the others is padding
+        let valid: Vec<Vec<bool>> =
+            (0..b).map(|i| (0..tk).map(|j| b == 1 || (i > 0 && j + 1 < tk)).collect()).collect();
+        let mut masks = vec![ops::AttentionMask::Full, ops::AttentionMask::Causal];
+        if tq == tk {
+            masks.push(ops::AttentionMask::Blocks((0..tk as u32).map(|i| i / 2).collect()));
+        }
+        for mask in masks {
+            for padding in [None, Some(valid.clone())] {
+                let mask = mask.clone();
+                let f: Function = Box::new(move |a| {
+                    ops::attention(&a[0], &a[1], &a[2], &mask, padding.as_deref(), 0.7).unwrap()
+                });
+                all.push(("attention", f, shapes.clone()));
+            }
+        }
+    }
+    let ids = Tensor::new(&[[0u32, 2, 2], [1, 0, 2]], &Device::Cpu).unwrap();
+    all.push(("embedding", Box::new(move |a| ops::embedding(&a[0], &ids).unwrap()), vec![vec![4, 5]]));
+    all.push(("patchify", Box::new(|a| ops::patchify(&a[0], 2).unwrap()), vec![vec![2, 3, 6, 6]]));
     for (n, v) in [(1, 1), (4, 3), (7, 70)] {
-        let ids = Tensor::from_vec((0..n as u32).map(|i| (i * 5) % v as u32).collect(), n, &Device::Cpu).unwrap();
+        let ids =
+            Tensor::from_vec((0..n as u32).map(|i| (i * 5) % v as u32).collect(), n, &Device::Cpu).unwrap();
         let (a, b) = (ids.clone(), ids.clone());
-        all.push(("log_probs", Box::new(move |x| ops::token_scores(&x[0], &a, 1.6).unwrap().log_probs), vec![vec![n, v]]));
-        all.push(("entropy", Box::new(move |x| ops::token_scores(&x[0], &b, 0.7).unwrap().entropy), vec![vec![n, v]]));
-        all.push(("cross_entropy", Box::new(move |x| ops::cross_entropy(&x[0], &ids, None).unwrap()), vec![vec![n, v]]));
+        all.push((
+            "log_probs",
+            Box::new(move |x| ops::token_scores(&x[0], &a, 1.6).unwrap().log_probs),
+            vec![vec![n, v]],
+        ));
+        all.push((
+            "entropy",
+            Box::new(move |x| ops::token_scores(&x[0], &b, 0.7).unwrap().entropy),
+            vec![vec![n, v]],
+        ));
+        all.push((
+            "cross_entropy",
+            Box::new(move |x| ops::cross_entropy(&x[0], &ids, None).unwrap()),
+            vec![vec![n, v]],
+        ));
         let targets = numbers(&[n, v], 9).abs().unwrap();
         let soft: Function = Box::new(move |x| {
             ops::cross_entropy_soft(&x[0], &targets.to_dtype(x[0].dtype()).unwrap()).unwrap()
@@ -91,10 +134,35 @@ fn gradients_agree_with_finite_differences() {
                 let h = 1e-5;
                 let slope = (moved(h) - moved(-h)) / (2.0 * h);
                 let error = (slope - grad[at]).abs() / slope.abs().max(1.0);
-                assert!(error < 2e-6, "{name} {shapes:?}, argument {which} at {at}: {} against {slope}", grad[at]);
+                assert!(
+                    error < 2e-6,
+                    "{name} {shapes:?}, argument {which} at {at}: {} against {slope}",
+                    grad[at]
+                );
             }
         }
     }
+}
+
+/// Attention against its definition, written with candle's own operations.
+#[test]
+fn attention_is_what_it_says() {
+    let (q, k, v) = (numbers(&[2, 3, 5, 4], 1), numbers(&[2, 3, 7, 4], 2), numbers(&[2, 3, 7, 4], 3));
+    let scores = (q.matmul(&k.transpose(2, 3).unwrap()).unwrap() * 0.3).unwrap().exp().unwrap();
+    let p = scores.broadcast_div(&scores.sum_keepdim(3).unwrap()).unwrap();
+    let expected = flat(&p.matmul(&v).unwrap());
+    let got = flat(&ops::attention(&q, &k, &v, &ops::AttentionMask::Full, None, 0.3).unwrap());
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12));
+}
+
+#[test]
+fn patches_are_in_the_order_of_a_convolution() {
+    let (images, kernel) = (numbers(&[2, 3, 6, 6], 1), numbers(&[4, 3, 3, 3], 2));
+    let expected = images.conv2d(&kernel, 0, 3, 1, 1).unwrap(); // [2, 4, 2, 2]
+    let expected = flat(&expected.flatten_from(2).unwrap().transpose(1, 2).unwrap());
+    let patches = ops::patchify(&images, 3).unwrap();
+    let got = flat(&ops::linear(&patches, &kernel.reshape((4, 27)).unwrap(), None).unwrap());
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12));
 }
 
 #[test]
@@ -112,7 +180,9 @@ fn f32_follows_f64() {
 fn a_row_does_not_depend_on_its_batch_or_the_threads() {
     let (x, w, b) = (numbers(&[37, 24], 1), numbers(&[50, 24], 2), numbers(&[50], 3));
     let [x, w, b] = [x, w, b].map(|t| t.to_dtype(DType::F32).unwrap());
-    let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let bits = |t: &Tensor| {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+    };
     let run = |x: &Tensor| {
         let y = ops::linear_act(x, &w, Some(&b), Activation::GeluTanh).unwrap();
         let y = ops::layer_norm(&y, &b, &b, 1e-6).unwrap();
@@ -131,7 +201,10 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
 
 #[test]
 fn extreme_logits_stay_finite() {
-    let logits = Tensor::new(&[[1e30f32, -1e30, 0.0], [f32::NEG_INFINITY, 0.0, 0.0], [-1e-30, 0.0, 1e-30]], &Device::Cpu);
+    let logits = Tensor::new(
+        &[[1e30f32, -1e30, 0.0], [f32::NEG_INFINITY, 0.0, 0.0], [-1e-30, 0.0, 1e-30]],
+        &Device::Cpu,
+    );
     let logits = Var::from_tensor(&logits.unwrap()).unwrap();
     let ids = Tensor::new(&[0u32, 1, 2], &Device::Cpu).unwrap();
     let scores = ops::token_scores(logits.as_tensor(), &ids, 1.0).unwrap();
