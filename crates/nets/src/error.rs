@@ -1,0 +1,133 @@
+//! What can go wrong with networks, weights and tokenizers.
+
+use std::path::PathBuf;
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tensor operation failed.
+    #[error("tensor operation")]
+    Tensor(#[from] candle_core::Error),
+    /// A fused operation failed.
+    #[error("fused operation")]
+    Op(#[from] efference_ops::Error),
+    /// A setting of the network's shape makes no sense.
+    #[error("network setting `{field}` is {got}: {expected}")]
+    Config {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// The weights file cannot be read.
+    #[error("cannot read weights from {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The weights cannot be written.
+    #[error("cannot write weights to {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The weights file is larger than any this network could have written.
+    #[error("{} has {bytes} bytes, weights of this network take at most {most}: it belongs to a larger network", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// Largest accepted size.
+        most: u64,
+    },
+    /// A weight is infinite or not a number.
+    #[error("tensor `{name}` in {} holds numbers that are not finite: the training that wrote it had failed; use an earlier checkpoint", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// The weights file is not a whole safetensors file.
+    #[error("{} is not a valid safetensors file ({reason}); it may be truncated: copy it again", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// Tensors that the network needs are not in the file, or the file holds others.
+    #[error("{} holds weights of another network: missing [{}], unexpected [{}]", path.display(), missing.join(", "), unexpected.join(", "))]
+    Names {
+        /// The file.
+        path: PathBuf,
+        /// Names the network has and the file has not (at most eight).
+        missing: Vec<String>,
+        /// Names the file has and the network has not (at most eight).
+        unexpected: Vec<String>,
+    },
+    /// A tensor has another shape than the network's.
+    #[error("tensor `{name}` in {} is {got:?}, this network needs {expected:?}: the checkpoint belongs to another shape of network", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Shape in the file.
+        got: Vec<usize>,
+        /// Shape in the network.
+        expected: Vec<usize>,
+    },
+    /// A tensor has a type that holds no weights.
+    #[error("tensor `{name}` in {} has type {got}; weights are F32, F16 or BF16", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Type in the file.
+        got: String,
+    },
+    /// A tensor of another shape than the function's documentation says.
+    #[error("`{name}` is {got:?}, expected {expected}")]
+    Input {
+        /// Argument.
+        name: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+        /// What is documented.
+        expected: String,
+    },
+    /// The tokenizer file is missing or broken.
+    #[error("cannot load a tokenizer from {origin}: {reason}")]
+    Tokenizer {
+        /// File, or "the built-in tokenizer".
+        origin: String,
+        /// Why.
+        reason: String,
+    },
+    /// An instruction is longer than the network reads.
+    #[error(
+        "the prompt for \"{instruction}\" takes {got} tokens, the network reads {max}; shorten the instruction or raise `max_prompt_len`"
+    )]
+    PromptTooLong {
+        /// The instruction.
+        instruction: String,
+        /// Tokens it takes.
+        got: usize,
+        /// Tokens there is room for.
+        max: usize,
+    },
+}
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

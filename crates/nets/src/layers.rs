@@ -1,0 +1,92 @@
+//! The three layers everything is built from, named as in checkpoints (`weight`, `bias`).
+
+use candle_core::Tensor;
+use efference_ops as ops;
+use efference_ops::Activation;
+
+use crate::error::Result;
+use crate::params::{Init, ParamPath};
+
+/// y = x W^T + b.
+#[derive(Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight` [O, I] with standard deviation `std`, `bias` [O] zero if wanted.
+    pub fn new(mut path: ParamPath<'_>, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
+        let weight = path.get("weight", &[outputs, inputs], Init::Normal(std))?;
+        let bias = if bias { Some(path.get("bias", &[outputs], Init::Constant(0.0))?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    /// [.., I] -> [.., O]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+
+    /// As `forward`, then the activation.
+    pub fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        Ok(ops::linear_act(x, &self.weight, self.bias.as_ref(), activation)?)
+    }
+}
+
+/// Standard deviation that keeps the scale of its input: 1 / sqrt(I).
+pub(crate) fn fan_in(inputs: usize) -> f32 {
+    (inputs.max(1) as f32).sqrt().recip()
+}
+
+/// [`fan_in`] for a layer that adds to the residual stream: made smaller so that `layers` blocks with two additions
+/// each leave its scale alone at the start (GPT-2).
+pub(crate) fn residual(inputs: usize, layers: usize) -> f32 {
+    fan_in(inputs) / (2.0 * layers.max(1) as f32).sqrt()
+}
+
+#[derive(Clone)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn new(mut path: ParamPath<'_>, width: usize, eps: f64) -> Result<Self> {
+        let weight = path.get("weight", &[width], Init::Constant(1.0))?;
+        let bias = path.get("bias", &[width], Init::Constant(0.0))?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    pub fn new(mut path: ParamPath<'_>, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: path.get("weight", &[width], Init::Constant(1.0))?, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+    }
+}
+
+/// [B, T, H * Dh] -> [B, H, T, Dh]
+pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, d) = x.dims3()?;
+    Ok(x.reshape((b, t, heads, d / heads))?.transpose(1, 2)?)
+}
+
+/// [B, H, T, Dh] -> [B, T, H * Dh]
+pub(crate) fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (b, h, t, dh) = x.dims4()?;
+    Ok(x.transpose(1, 2)?.reshape((b, t, h * dh))?)
+}
