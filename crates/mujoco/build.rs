@@ -32,14 +32,36 @@ fn main() {
         .flag("-Wextra")
         .compile("efference_mujoco_shim");
 
-    // A search path inside the target folder is also a run-time path for `cargo run` and `cargo test`. Binaries that
-    // shall start without cargo read DEP_MUJOCO_LIB_DIR in their build script and add an rpath.
-    println!("cargo::rustc-link-search=native={}", lib.display());
+    // Cargo makes a search path a run-time path for `cargo run` and `cargo test` only below the profile's folder, hence
+    // links in OUT_DIR. Binaries that shall start without cargo read DEP_MUJOCO_LIB_DIR in their build script and add an
+    // rpath.
+    let linked = match link_libraries(&lib, &version) {
+        Ok(linked) => linked,
+        Err(error) => {
+            println!("cargo::error=cannot link {} into OUT_DIR: {error}", lib.display());
+            return;
+        }
+    };
+    println!("cargo::rustc-link-search=native={}", linked.display());
     println!("cargo::rustc-link-lib=dylib=mujoco");
     println!("cargo::rustc-link-lib=dylib=dl");
     println!("cargo::rustc-link-lib=dylib=pthread");
     println!("cargo::metadata=LIB_DIR={}", lib.display());
     println!("cargo::rustc-env=EFFERENCE_MUJOCO_LIB_DIR={}", lib.display());
+}
+
+fn link_libraries(lib: &Path, version: &str) -> std::io::Result<PathBuf> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("lib");
+    std::fs::create_dir_all(&out)?;
+    let library = format!("libmujoco.so.{version}");
+    for name in ["libmujoco.so", &library] {
+        let link = out.join(name);
+        if link.symlink_metadata().is_ok() {
+            std::fs::remove_file(&link)?;
+        }
+        std::os::unix::fs::symlink(lib.join(&library), link)?;
+    }
+    Ok(out)
 }
 
 /// OUT_DIR is `<target>/[triple/]release/build/PACKAGE/out`; set-up works in `<target>/native`.

@@ -29,9 +29,6 @@ pub enum Error {
     )]
     NotInArchive { archive: PathBuf, wanted: String },
 
-    #[error("{missing} missing\n  hint: run\n    {command}")]
-    SystemLibraries { missing: String, command: String },
-
     #[error(
         "no prebuilt {what} for {os}/{arch}\n  hint: this project's native parts are fetched for Linux on x86_64 and aarch64"
     )]
@@ -41,9 +38,6 @@ pub enum Error {
         "EFFERENCE_MUJOCO={got} is not a version\n  hint: three numbers joined by dots, for example EFFERENCE_MUJOCO=3.3.2"
     )]
     Version { got: String },
-
-    #[error("{failed} of {total} checks failed: {names}")]
-    Checks { failed: usize, total: usize, names: String },
 
     #[error("unknown task `{got}`\n\n{usage}")]
     Usage { got: String, usage: &'static str },

@@ -1,5 +1,6 @@
 //! Set-up and chores: `cargo xtask help` lists them.
 
+mod checks;
 mod error;
 mod fetch;
 mod native;
@@ -12,7 +13,10 @@ use paths::Paths;
 const USAGE: &str = "\
 cargo xtask TASK
 
-  setup        fetch the native parts (MuJoCo) and check the system libraries
+  setup        fetch the native parts (MuJoCo): nothing is fetched twice
+  doctor       say what is there and what is missing
+  test         setup, then all tests
+  ci           what CI runs: formatting, lints, documentation, test
 ";
 
 fn main() -> std::process::ExitCode {
@@ -30,6 +34,9 @@ fn dispatch(args: &[String]) -> Result<()> {
     let paths = Paths::find();
     match args.first().map_or("help", String::as_str) {
         "setup" => native::setup(&paths),
+        "doctor" => checks::doctor(&paths),
+        "test" => checks::test(&paths),
+        "ci" => checks::ci(&paths),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

@@ -70,7 +70,9 @@ impl Error {
         let path = path.to_path_buf();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, source },
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => Self::ReadOnly { path, source },
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                Self::ReadOnly { path, source }
+            }
             // Making `file/x` fails with NotADirectory, making the folder `file` with AlreadyExists.
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Self::NotAFolder { path, source },
             _ => Self::Io { action, path, source },
@@ -90,7 +92,10 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error`], also for an error that `fill` returns; `path` is then unchanged.
-pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
+pub fn write_file_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
     let parent = make_parent(path)?;
     let temp = TempSibling::new(path)?;
     let file = File::create_new(&temp.path).map_err(|e| Error::from_io("create", path, e))?;
@@ -212,7 +217,11 @@ fn make_parent(path: &Path) -> Result<&Path, Error> {
     Ok(parent)
 }
 
-fn fill_and_sync(file: File, path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
+fn fill_and_sync(
+    file: File,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
     let mut buffered = BufWriter::with_capacity(1 << 20, file);
     fill(&mut buffered).map_err(|e| Error::from_io("write", path, e))?;
     let file = buffered.into_inner().map_err(|e| Error::from_io("write", path, e.into_error()))?;
@@ -240,10 +249,11 @@ fn sync_tree(dir: &Path) -> Result<(), Error> {
 /// get two renames.
 fn exchange(temp: &Path, target: &Path) -> Result<(), Error> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
     let failed = |e: io::Error| Error::from_io("replace", target, e);
     match renameat_with(CWD, temp, CWD, target, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(()),
-        Err(e) if matches!(e, rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             let aside = TempSibling::new(target)?;
             fs::rename(target, &aside.path).map_err(failed)?;
             fs::rename(temp, target).map_err(failed)

@@ -64,7 +64,9 @@ pub fn encode(episode: &Episode) -> Result<Vec<u8>> {
     let header = serde_json::to_string(&header).map_err(|e| broken(e.to_string()))?;
     let views: Vec<(&str, TensorView)> = tensors
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|e| broken(e.to_string()))?;
     let header = HashMap::from([(HEADER_KEY.to_string(), header)]);
@@ -94,7 +96,9 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Episode> {
         cameras.insert(camera.clone(), file.pictures(camera, size, frame_steps.len())?);
     }
     let episode = Episode { meta: file.header.meta, cameras, frame_steps, proprio, actions, rewards, states };
-    episode.validate().map_err(|problem| Error::Invalid { what: format!("`{}`", path.display()), problem })?;
+    episode
+        .validate()
+        .map_err(|problem| Error::Invalid { what: format!("`{}`", path.display()), problem })?;
     Ok(episode)
 }
 
@@ -113,13 +117,15 @@ impl<'a> File<'a> {
         let text = layout.metadata().as_ref().and_then(|m| m.get(HEADER_KEY));
         let text = text.ok_or_else(|| broken(format!("its header has no `{HEADER_KEY}`")))?;
         // The version first: another version's header may have other fields.
-        let json: serde_json::Value = serde_json::from_str(text).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
+        let json: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
         let got = json.get("format_version").and_then(serde_json::Value::as_u64);
         let got = got.ok_or_else(|| broken(format!("`{HEADER_KEY}` has no `format_version`")))?;
         if got != FORMAT_VERSION {
             return Err(Error::Version { path: path.into(), got, expected: FORMAT_VERSION });
         }
-        let header: Header = serde_json::from_value(json).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
+        let header: Header =
+            serde_json::from_value(json).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
         if let Some(name) = header.cameras.keys().find(|name| !is_camera_name(name)) {
             return Err(broken(format!("`{name}` is not a camera name")));
         }
@@ -131,7 +137,8 @@ impl<'a> File<'a> {
         let missing = |_| Error::NoField { path: self.path.into(), field: field.into() };
         let tensor = self.tensors.tensor(field).map_err(missing)?;
         let shape = tensor.shape();
-        let fits = shape.len() == pattern.len() && pattern.iter().zip(shape).all(|(p, s)| p.is_none_or(|p| p == *s));
+        let fits =
+            shape.len() == pattern.len() && pattern.iter().zip(shape).all(|(p, s)| p.is_none_or(|p| p == *s));
         if tensor.dtype() == dtype && fits {
             return Ok(tensor);
         }
@@ -145,7 +152,12 @@ impl<'a> File<'a> {
     }
 
     /// Shape and numbers of a tensor.
-    fn values<N: Number>(&self, field: &str, dtype: Dtype, pattern: &[Option<usize>]) -> Result<(Vec<usize>, Vec<N>)> {
+    fn values<N: Number>(
+        &self,
+        field: &str,
+        dtype: Dtype,
+        pattern: &[Option<usize>],
+    ) -> Result<(Vec<usize>, Vec<N>)> {
         let tensor = self.tensor(field, dtype, pattern)?;
         let values = tensor.data().chunks_exact(size_of::<N>()).map(N::from_le).collect();
         Ok((tensor.shape().to_vec(), values))
@@ -173,8 +185,12 @@ impl<'a> File<'a> {
             ends.push(end);
         }
         let decode = |(frame, piece): (usize, &[usize])| {
-            png_decode(&blob[piece[0]..piece[1]], size)
-                .map_err(|problem| Error::Picture { path: self.path.into(), camera: camera.into(), frame, problem })
+            png_decode(&blob[piece[0]..piece[1]], size).map_err(|problem| Error::Picture {
+                path: self.path.into(),
+                camera: camera.into(),
+                frame,
+                problem,
+            })
         };
         ends.par_windows(2).enumerate().map(decode).collect()
     }
@@ -222,7 +238,8 @@ fn png_decode(bytes: &[u8], size: (u32, u32)) -> Result<RgbImage, String> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE_PX);
     limits.max_image_height = Some(MAX_SIDE_PX);
-    let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(|e| format!("not a PNG: {e}"))?;
+    let decoder =
+        PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(|e| format!("not a PNG: {e}"))?;
     let (got, colour) = (decoder.dimensions(), decoder.color_type());
     if got != size {
         return Err(format!("{}x{} px, the camera has {}x{} px", got.0, got.1, size.0, size.1));
@@ -234,4 +251,3 @@ fn png_decode(bytes: &[u8], size: (u32, u32)) -> Result<RgbImage, String> {
     decoder.read_image(&mut pixels).map_err(|e| format!("broken PNG: {e}"))?;
     RgbImage::from_raw(size.0, size.1, pixels).ok_or_else(|| "pixels missing".to_string())
 }
-

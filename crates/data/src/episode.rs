@@ -118,7 +118,9 @@ pub enum Invalid {
         value: f64,
     },
     /// `frame_steps` is not a strictly increasing list of steps.
-    #[error("`frame_steps[{frame}]` is {step}; steps must increase and stay below the {steps} of the episode")]
+    #[error(
+        "`frame_steps[{frame}]` is {step}; steps must increase and stay below the {steps} of the episode"
+    )]
     FrameStep {
         /// Which frame.
         frame: usize,
@@ -231,7 +233,11 @@ pub(crate) fn is_camera_name(name: &str) -> bool {
 }
 
 fn same_length(field: &str, got: usize, expected: usize, other: &'static str) -> Result<(), Invalid> {
-    if got == expected { Ok(()) } else { Err(Invalid::Length { field: field.to_string(), got, expected, other }) }
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Invalid::Length { field: field.to_string(), got, expected, other })
+    }
 }
 
 fn finite(field: &'static str, width: usize, mut values: impl Iterator<Item = f64>) -> Result<(), Invalid> {
@@ -263,7 +269,7 @@ pub(crate) mod tests {
                 task: "pick_red_cube".into(),
                 instruction: "pick up the red cube".into(),
                 seed,
-                success: seed % 2 == 0,
+                success: seed.is_multiple_of(2),
                 source: Source::Scripted,
                 mujoco_version: "3.3.2".into(),
                 control_hz: 20.0,
@@ -310,7 +316,10 @@ pub(crate) mod tests {
         check(|e| e.frame_steps = vec![0, 4], "`frame_steps[1]` is 4");
         check(|e| e.frame_steps = vec![0], "`cameras.front` has 2 rows, but 1");
         check(|e| e.cameras.clear(), "`frame_steps` has 2 rows, but 0");
-        check(|e| e.cameras.get_mut("wrist").unwrap()[1] = RgbImage::new(8, 9), "frame 1: 8x9 px, expected 8x8 px");
+        check(
+            |e| e.cameras.get_mut("wrist").unwrap()[1] = RgbImage::new(8, 9),
+            "frame 1: 8x9 px, expected 8x8 px",
+        );
         check(|e| e.cameras.get_mut("wrist").unwrap().fill(RgbImage::new(0, 8)), "0x8 px");
         check(
             |e| {

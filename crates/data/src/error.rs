@@ -180,7 +180,12 @@ impl Error {
     pub fn is_corrupt_episode(&self) -> bool {
         use Error::*;
         match self {
-            Invalid { .. } | Version { .. } | Missing { .. } | Size { .. } | Checksum { .. } | Header { .. } => true,
+            Invalid { .. }
+            | Version { .. }
+            | Missing { .. }
+            | Size { .. }
+            | Checksum { .. }
+            | Header { .. } => true,
             NoField { .. } | Field { .. } | Offset { .. } | Picture { .. } => true,
             Write(_) | NotAStore { .. } | Busy { .. } | AlreadyThere { .. } | Index { .. } => false,
             NoEpisode { .. } | Read { .. } => false,

@@ -175,7 +175,9 @@ impl Iterator for Episodes<'_> {
         while self.next < self.store.len() {
             self.next += 1;
             match self.store.load(self.next - 1) {
-                Err(e) if self.on_corrupt == OnCorrupt::Skip && e.is_corrupt_episode() => self.skipped.push(e),
+                Err(e) if self.on_corrupt == OnCorrupt::Skip && e.is_corrupt_episode() => {
+                    self.skipped.push(e)
+                }
                 other => return Some(other),
             }
         }
@@ -274,7 +276,9 @@ fn read_index(dir: &Path) -> Result<Option<Vec<Entry>>> {
     let wrong = |problem: String| Error::Index { path: path.clone(), problem };
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(source) => return Err(Error::Read { path, source }),
     };
     let mut text = Vec::new();

@@ -204,7 +204,8 @@ int em_step(const mjModel* m, mjData* d, int n, int* quantity, int* index, doubl
           *quantity = i;
           *index = w->lastinfo;
           *time = before;
-          w->number = 0;
+          // MuJoCo has reset by itself, but also integrated once since, or (bad controls) carried on with zeros.
+          mj_resetData(m, d);
           escape_to = outer;
           return EM_UNSTABLE;
         }
@@ -421,7 +422,8 @@ int em_renderer_draw(em_renderer* r, const mjModel* m, mjData* d, const em_camer
   }
   mjvCamera view;
   set_camera(&view, camera);
-  r->scene.flags[mjRND_SEGMENT] = r->scene.flags[mjRND_IDCOLOR] = what == EM_SEGMENTATION;
+  // Depth too is drawn in flat colours: faster, and not blended between the samples of a pixel.
+  r->scene.flags[mjRND_SEGMENT] = r->scene.flags[mjRND_IDCOLOR] = what != EM_RGB;
   const int status = draw(r, m, d, &view, what == EM_DEPTH ? NULL : rgb, what == EM_DEPTH ? depth : NULL);
   if (status != EM_OK) return status;
 

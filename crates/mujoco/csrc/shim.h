@@ -84,8 +84,7 @@ mjData* em_data_copy(const mjModel* m, const mjData* d);
 void em_data_free(mjData* d);
 void em_data_view_of(mjData* d, em_data_view* out);
 int em_reset(const mjModel* m, mjData* d, int keyframe);
-// EM_UNSTABLE: `quantity` is EM_BAD_*, `index` the bad element, `time` that of the last good state; MuJoCo has reset the
-// state (for a bad control it has zeroed the controls).
+// EM_UNSTABLE: `quantity` is EM_BAD_*, `index` the bad element, `time` that of the last good state; the state is reset.
 int em_step(const mjModel* m, mjData* d, int n, int* quantity, int* index, double* time);
 int em_forward(const mjModel* m, mjData* d);
 int em_forward_position(const mjModel* m, mjData* d);

@@ -35,7 +35,7 @@ impl KlEstimator {
     /// Shapes differ.
     pub fn estimate(self, log_probs: &Tensor, ref_log_probs: &Tensor) -> Result<Tensor> {
         let x = (ref_log_probs - log_probs)?;
-        let k2 = || Ok::<_, candle_core::Error>((x.sqr()? * 0.5)?);
+        let k2 = || x.sqr()? * 0.5;
         Ok(match self {
             KlEstimator::K1 => x.neg()?,
             KlEstimator::Abs => x.abs()?,

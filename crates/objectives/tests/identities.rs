@@ -122,7 +122,7 @@ proptest! {
         let h = 1e-6;
         let whole = Normaliser::of(&b.mask);
         let (_, grad) = run(&b, Aggregation::TokenMean, &whole);
-        for i in 0..grad.len() {
+        for (i, &expected) in grad.iter().enumerate() {
             let d = b.log_probs.values[i] - b.old.values[i];
             let a = b.advantages.values[i];
             let kinks = [0.8f64.ln(), 1.28f64.ln(), 3f64.ln()];
@@ -136,7 +136,7 @@ proptest! {
             };
             let x = b.log_probs.values[i];
             let slope = (at(x + h) - at(x - h)) / (2.0 * h);
-            prop_assert!((slope - grad[i]).abs() < 1e-5 * slope.abs().max(1.0), "{} against {}", slope, grad[i]);
+            prop_assert!((slope - expected).abs() < 1e-5 * slope.abs().max(1.0), "{} against {}", slope, expected);
         }
     }
 

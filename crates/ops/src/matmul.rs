@@ -437,7 +437,8 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let (m, n, k) = (29, 41, 17);
-        let numbers = |len: usize| (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+        let numbers =
+            |len: usize| (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
         let (left, right) = (numbers(m * k), numbers(k * n));
         let packed = pack(&right, k, n, n, 1);
         let run = |isa| {
@@ -445,13 +446,15 @@ mod tests {
             let (left, right) = (Left::rows(&left, k), Right::packed(&packed, k));
             // SAFETY: `c` is ours and holds m rows of n.
             with_isa(isa, || unsafe {
-                Product { m, n, k, left, right, c: Target::of(&mut c), stride: n, start: Start::Zero }.write();
+                Product { m, n, k, left, right, c: Target::of(&mut c), stride: n, start: Start::Zero }
+                    .write();
             });
             c
         };
         let first = run(available()[0]);
         for (i, value) in first.iter().enumerate() {
-            let exact: f64 = (0..k).map(|p| f64::from(left[i / n * k + p]) * f64::from(right[p * n + i % n])).sum();
+            let exact: f64 =
+                (0..k).map(|p| f64::from(left[i / n * k + p]) * f64::from(right[p * n + i % n])).sum();
             assert!((f64::from(*value) - exact).abs() < 1e-5);
         }
         for isa in available() {

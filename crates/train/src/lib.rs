@@ -1,4 +1,8 @@
 //! The loop: configuration, recipes, checkpoints, resume, evaluation.
 
+pub mod checkpoint;
 pub mod config;
+pub mod metrics;
 pub mod report;
+pub mod run_dir;
+pub mod tensorboard;

@@ -27,11 +27,7 @@ pub struct TaskScore {
 impl TaskScore {
     /// Share of successes, 0 to 1; 0 without episodes.
     pub fn rate(&self) -> f64 {
-        if self.episodes == 0 {
-            0.0
-        } else {
-            self.successes as f64 / self.episodes as f64
-        }
+        if self.episodes == 0 { 0.0 } else { self.successes as f64 / self.episodes as f64 }
     }
 }
 
@@ -112,19 +108,13 @@ pub struct Recorded(std::sync::Mutex<Vec<Event>>);
 impl Recorded {
     /// Everything reported so far.
     pub fn events(&self) -> Vec<Event> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
 
 impl Reporter for Recorded {
     fn report(&self, event: &Event) {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(event.clone());
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(event.clone());
     }
 }
 

@@ -47,11 +47,7 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: `{}`: {}", self.place, self.field, self.what)?;
-        if self.help.is_empty() {
-            Ok(())
-        } else {
-            write!(f, " ({})", self.help)
-        }
+        if self.help.is_empty() { Ok(()) } else { write!(f, " ({})", self.help) }
     }
 }
 
@@ -95,9 +91,5 @@ pub enum ConfigError {
 }
 
 fn list(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(Problem::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }

@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 
 pub use error::{ConfigError, Place, Problem};
 pub use sections::{
-    CheckpointConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig,
-    RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
+    CheckpointConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig, RecordConfig,
+    RlConfig, RunConfig, SftConfig, TrainConfig,
 };
 pub use settings::{Check, Field, Kind, Range, Section};
 
@@ -34,10 +34,8 @@ impl TrainConfig {
     /// # Errors
     /// [`ConfigError`]: unreadable file, not TOML, malformed override, or every wrong setting with its place.
     pub fn load(file: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
-            path: file.to_path_buf(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Read { path: file.to_path_buf(), source })?;
         Self::from_text(file, &text, overrides)
     }
 
@@ -57,23 +55,16 @@ impl TrainConfig {
             return Err(ConfigError::Invalid { problems });
         }
         let mut config: Self =
-            toml::Value::Table(source.tree.clone())
-                .try_into()
-                .map_err(|e: toml::de::Error| ConfigError::Syntax {
-                    place: Place::Default,
-                    message: e.message().into(),
-                })?;
+            toml::Value::Table(source.tree.clone()).try_into().map_err(|e: toml::de::Error| {
+                ConfigError::Syntax { place: Place::Default, message: e.message().into() }
+            })?;
         if let Some(rl) = &mut config.rl
             && !source.wrote("rl.mini_batch")
         {
             rl.mini_batch = rl.mini_batch.min(rl.prompts * rl.group);
         }
         config.cross_check(&source, &mut problems);
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Invalid { problems })
-        }
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
     }
 
     /// What no single setting can say about itself.
@@ -82,11 +73,7 @@ impl TrainConfig {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
             let help = "use letters, digits, `-`, `_` and `.`, not starting with a dot";
-            problems.push(source.problem(
-                "run.name",
-                format!("\"{name}\" cannot name a folder"),
-                help,
-            ));
+            problems.push(source.problem("run.name", format!("\"{name}\" cannot name a folder"), help));
         }
         if self.pretrain.is_none() && self.sft.is_none() && self.rl.is_none() {
             let help = "add a [pretrain], [sft] or [rl] section";
@@ -107,10 +94,8 @@ impl TrainConfig {
                     "{} trajectories per optimiser step, but an iteration has only {trajectories}",
                     rl.mini_batch
                 );
-                let help = format!(
-                    "rl.prompts x rl.group = {} x {}; lower rl.mini_batch",
-                    rl.prompts, rl.group
-                );
+                let help =
+                    format!("rl.prompts x rl.group = {} x {}; lower rl.mini_batch", rl.prompts, rl.group);
                 problems.push(source.problem("rl.mini_batch", what, help));
             }
         }
@@ -121,9 +106,7 @@ impl TrainConfig {
     /// # Errors
     /// [`ConfigError::Write`] if a value has no TOML form.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|e| ConfigError::Write {
-            message: e.to_string(),
-        })
+        toml::to_string(self).map_err(|e| ConfigError::Write { message: e.to_string() })
     }
 
     /// SHA-256 (hex) of everything that changes results: not the run's name, folder, thread count, wall-clock
@@ -133,10 +116,7 @@ impl TrainConfig {
     /// [`ConfigError::Write`] if a value has no TOML form.
     pub fn fingerprint(&self) -> Result<String, ConfigError> {
         let mut same = self.clone();
-        same.run = RunConfig {
-            seed: self.run.seed,
-            ..RunConfig::default()
-        };
+        same.run = RunConfig { seed: self.run.seed, ..RunConfig::default() };
         same.record = RecordConfig::default();
         same.checkpoint = CheckpointConfig::default();
         if let Some(rl) = &mut same.rl {
@@ -152,19 +132,12 @@ pub fn settings_table() -> String {
     let mut out = String::new();
     let mut sections = vec![("".to_string(), fields())];
     while let Some((path, fields)) = sections.pop() {
-        let rows: Vec<&Field> = fields
-            .iter()
-            .filter(|f| !matches!(f.kind, Kind::Table(_)))
-            .collect();
+        let rows: Vec<&Field> = fields.iter().filter(|f| !matches!(f.kind, Kind::Table(_))).collect();
         if !rows.is_empty() {
             out.push_str(&format!("\n[{path}]\n"));
         }
         for field in rows {
-            let default = if field.default.is_empty() {
-                "{}"
-            } else {
-                &field.default
-            };
+            let default = if field.default.is_empty() { "{}" } else { &field.default };
             let note = match field.check {
                 Some(Check::In(range)) => format!(" ({range})"),
                 Some(Check::OneOf(words) | Check::EachOf(words)) if !words().is_empty() => {
@@ -172,25 +145,12 @@ pub fn settings_table() -> String {
                 }
                 _ => String::new(),
             };
-            let doc = field
-                .doc
-                .lines()
-                .map(str::trim)
-                .collect::<Vec<_>>()
-                .join(" ");
-            out.push_str(&format!(
-                "  {:<22} {default:<16} {}{note}\n",
-                field.name,
-                doc.trim()
-            ));
+            let doc = field.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            out.push_str(&format!("  {:<22} {default:<16} {}{note}\n", field.name, doc.trim()));
         }
         for field in fields.iter().rev() {
             if let Kind::Table(inner) = field.kind {
-                let here = if path.is_empty() {
-                    field.name.into()
-                } else {
-                    format!("{path}.{}", field.name)
-                };
+                let here = if path.is_empty() { field.name.into() } else { format!("{path}.{}", field.name) };
                 sections.push((here, inner()));
             }
         }

@@ -24,13 +24,10 @@ impl Source {
     /// Parses `text`, which was read from `file`, and remembers where every key stands.
     pub(super) fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let place = |span: Span<usize>| at(file, text, span.start);
-        let spanned =
-            DeTable::parse(text).map_err(|e| syntax(&e, place(e.span().unwrap_or(0..0))))?;
+        let spanned = DeTable::parse(text).map_err(|e| syntax(&e, place(e.span().unwrap_or(0..0))))?;
         let mut places = BTreeMap::new();
         remember(spanned.get_ref(), "", &place, &mut places);
-        let tree = text
-            .parse::<Table>()
-            .map_err(|e| syntax(&e, place(e.span().unwrap_or(0..0))))?;
+        let tree = text.parse::<Table>().map_err(|e| syntax(&e, place(e.span().unwrap_or(0..0))))?;
         Ok(Self { tree, places })
     }
 
@@ -50,12 +47,8 @@ impl Source {
         let mut walked = String::new();
         for key in parents {
             join(&mut walked, key);
-            self.places
-                .entry(walked.clone())
-                .or_insert_with(|| Place::Set(text.into()));
-            let entry = table
-                .entry((*key).to_string())
-                .or_insert_with(|| Value::Table(Table::new()));
+            self.places.entry(walked.clone()).or_insert_with(|| Place::Set(text.into()));
+            let entry = table.entry((*key).to_string()).or_insert_with(|| Value::Table(Table::new()));
             if !entry.is_table() {
                 *entry = Value::Table(Table::new());
             }
@@ -85,39 +78,20 @@ impl Source {
         }
     }
 
-    pub(super) fn problem(
-        &self,
-        field: &str,
-        what: impl Into<String>,
-        help: impl Into<String>,
-    ) -> Problem {
-        Problem {
-            place: self.place(field),
-            field: field.into(),
-            what: what.into(),
-            help: help.into(),
-        }
+    pub(super) fn problem(&self, field: &str, what: impl Into<String>, help: impl Into<String>) -> Problem {
+        Problem { place: self.place(field), field: field.into(), what: what.into(), help: help.into() }
     }
 
     /// Unknown keys, wrong types and refused values of `table` against `fields`, in the file's order.
-    pub(super) fn check(
-        &self,
-        table: &Table,
-        fields: &[Field],
-        path: &str,
-        out: &mut Vec<Problem>,
-    ) {
+    pub(super) fn check(&self, table: &Table, fields: &[Field], path: &str, out: &mut Vec<Problem>) {
         for (key, value) in table {
             let here = joined(path, key);
             match fields.iter().find(|f| f.name == key) {
                 Some(field) => self.check_value(value, field, &here, out),
                 None => {
                     let known: Vec<String> = fields.iter().map(|f| joined(path, f.name)).collect();
-                    let what = if path.is_empty() && value.is_table() {
-                        "unknown section"
-                    } else {
-                        "unknown key"
-                    };
+                    let what =
+                        if path.is_empty() && value.is_table() { "unknown section" } else { "unknown key" };
                     out.push(self.problem(&here, what, suggest_key(key, path, &known)));
                 }
             }
@@ -130,9 +104,7 @@ impl Source {
             Kind::Whole => value.is_integer(),
             Kind::Real => value.is_integer() || value.is_float(),
             Kind::Text => value.is_str(),
-            Kind::TextList => value
-                .as_array()
-                .is_some_and(|a| a.iter().all(Value::is_str)),
+            Kind::TextList => value.as_array().is_some_and(|a| a.iter().all(Value::is_str)),
             Kind::Table(_) | Kind::Open => value.is_table(),
         };
         if !fits {
@@ -146,18 +118,10 @@ impl Source {
         }
         match (field.check, number(value)) {
             (Some(Check::In(range)), Some(x)) if !range.contains(x) => {
-                out.push(self.problem(
-                    here,
-                    format!("{value} is out of range"),
-                    format!("allowed: {range}"),
-                ));
+                out.push(self.problem(here, format!("{value} is out of range"), format!("allowed: {range}")));
             }
             (None, Some(x)) if matches!(field.kind, Kind::Whole) && x < 0.0 => {
-                out.push(self.problem(
-                    here,
-                    format!("{value} is out of range"),
-                    "allowed: 0 or more",
-                ));
+                out.push(self.problem(here, format!("{value} is out of range"), "allowed: 0 or more"));
             }
             (None, Some(x)) if !x.is_finite() => {
                 out.push(self.problem(here, format!("{value} is not a finite number"), ""));
@@ -168,64 +132,18 @@ impl Source {
             Some(Check::OneOf(list) | Check::EachOf(list)) => list(),
             _ => return,
         };
-        let given = value.as_str().into_iter().chain(
-            value
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str),
-        );
+        let given = value
+            .as_str()
+            .into_iter()
+            .chain(value.as_array().into_iter().flatten().filter_map(Value::as_str));
         for word in given.filter(|w| !words.iter().any(|known| known == w)) {
-            out.push(self.problem(
-                here,
-                format!("there is no \"{word}\""),
-                suggest_word(word, &words),
-            ));
-        }
-    }
-
-    /// Keys and types of `table` against `reference`, a table of the same shape filled with defaults.
-    pub(super) fn check_like(
-        &self,
-        table: &Table,
-        reference: &Table,
-        path: &str,
-        out: &mut Vec<Problem>,
-    ) {
-        for (key, value) in table {
-            let here = joined(path, key);
-            let Some(model) = reference.get(key) else {
-                let known: Vec<String> = reference.keys().map(|k| joined(path, k)).collect();
-                out.push(self.problem(&here, "unknown key", suggest_key(key, path, &known)));
-                continue;
-            };
-            match (value, model) {
-                (Value::Table(inner), Value::Table(inner_model)) => {
-                    self.check_like(inner, inner_model, &here, out)
-                }
-                (Value::Integer(n), Value::Integer(_)) if *n < 0 => {
-                    out.push(self.problem(
-                        &here,
-                        format!("{n} is out of range"),
-                        "allowed: 0 or more",
-                    ));
-                }
-                (Value::Integer(_), Value::Float(_)) => {}
-                (a, b) if a.same_type(b) => {}
-                (a, b) => {
-                    let what = format!("expected {}, got {}", type_words(b), got(a));
-                    out.push(self.problem(&here, what, format!("default: {}", flat(b))));
-                }
-            }
+            out.push(self.problem(here, format!("there is no \"{word}\""), suggest_word(word, &words)));
         }
     }
 }
 
 fn syntax(error: &toml::de::Error, place: Place) -> ConfigError {
-    ConfigError::Syntax {
-        place,
-        message: error.message().to_string(),
-    }
+    ConfigError::Syntax { place, message: error.message().to_string() }
 }
 
 /// Line and column, both from 1, of byte `offset`.
@@ -279,25 +197,14 @@ fn find(fields: &[Field], keys: &[&str]) -> Option<Field> {
 }
 
 fn read_value(raw: &str, kind: Option<Kind>) -> Value {
-    let parsed = format!("v = {raw}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut t| t.remove("v"));
+    let parsed = format!("v = {raw}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
     match (kind, parsed) {
         (Some(Kind::Text), Some(Value::String(text))) => Value::String(text),
         (Some(Kind::Text), _) => Value::String(raw.into()),
         (Some(Kind::TextList), Some(list @ Value::Array(_))) => list,
         (Some(Kind::TextList), _) => {
-            let words = raw
-                .trim_matches(['[', ']'])
-                .split(',')
-                .map(|w| w.trim().trim_matches('"'));
-            Value::Array(
-                words
-                    .filter(|w| !w.is_empty())
-                    .map(|w| Value::String(w.into()))
-                    .collect(),
-            )
+            let words = raw.trim_matches(['[', ']']).split(',').map(|w| w.trim().trim_matches('"'));
+            Value::Array(words.filter(|w| !w.is_empty()).map(|w| Value::String(w.into())).collect())
         }
         (_, Some(value)) => value,
         (_, None) => Value::String(raw.into()),
@@ -305,10 +212,7 @@ fn read_value(raw: &str, kind: Option<Kind>) -> Value {
 }
 
 fn number(value: &Value) -> Option<f64> {
-    value
-        .as_integer()
-        .map(|n| n as f64)
-        .or_else(|| value.as_float())
+    value.as_integer().map(|n| n as f64).or_else(|| value.as_float())
 }
 
 fn type_words(value: &Value) -> &'static str {
@@ -335,11 +239,7 @@ fn got(value: &Value) -> String {
 
 fn flat(value: &Value) -> String {
     let text = value.to_string();
-    if text.chars().count() <= 60 {
-        text
-    } else {
-        text.chars().take(57).chain("...".chars()).collect()
-    }
+    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
 }
 
 fn example(field: &Field) -> String {
@@ -364,21 +264,12 @@ fn suggest_key(key: &str, path: &str, known: &[String]) -> String {
     {
         return format!("did you mean `{full}`?");
     }
-    if let Some(full) = all_paths(&super::fields(), "")
-        .iter()
-        .find(|full| name(full) == key)
-    {
+    if let Some(full) = all_paths(&super::fields(), "").iter().find(|full| name(full) == key) {
         return format!("`{full}` exists; did you mean that one?");
     }
     let names: Vec<String> = known.iter().map(|full| name(full)).collect();
-    let nearest = best
-        .map(|(_, full)| format!("; nearest: `{full}`"))
-        .unwrap_or_default();
-    let owner = if path.is_empty() {
-        "a configuration".into()
-    } else {
-        format!("[{path}]")
-    };
+    let nearest = best.map(|(_, full)| format!("; nearest: `{full}`")).unwrap_or_default();
+    let owner = if path.is_empty() { "a configuration".into() } else { format!("[{path}]") };
     format!("{owner} knows: {}{nearest}", names.join(", "))
 }
 

@@ -5,11 +5,7 @@ use super::settings::{Check, Range, settings};
 
 const COUNT: Check = Check::In(Range::at_least(1.0));
 const MAYBE: Check = Check::In(Range::at_least(0.0));
-const RATE: Check = Check::In(Range {
-    min: 0.0,
-    max: 1.0,
-    above: true,
-});
+const RATE: Check = Check::In(Range { min: 0.0, max: 1.0, above: true });
 const UNIT: Check = Check::In(Range::between(0.0, 1.0));
 /// TOML integers are signed 64-bit; a seed has to survive being written back.
 const SEED: Check = Check::In(Range::between(0.0, i64::MAX as f64));

@@ -17,39 +17,22 @@ pub struct Range {
 impl Range {
     /// `min` and everything greater.
     pub const fn at_least(min: f64) -> Self {
-        Self {
-            min,
-            max: f64::INFINITY,
-            above: false,
-        }
+        Self { min, max: f64::INFINITY, above: false }
     }
 
     /// Strictly greater than `min`.
     pub const fn above(min: f64) -> Self {
-        Self {
-            min,
-            max: f64::INFINITY,
-            above: true,
-        }
+        Self { min, max: f64::INFINITY, above: true }
     }
 
     /// From `min` to `max`, both included.
     pub const fn between(min: f64, max: f64) -> Self {
-        Self {
-            min,
-            max,
-            above: false,
-        }
+        Self { min, max, above: false }
     }
 
     /// Whether `x` is accepted. NaN never is.
     pub fn contains(&self, x: f64) -> bool {
-        x <= self.max
-            && if self.above {
-                x > self.min
-            } else {
-                x >= self.min
-            }
+        x <= self.max && if self.above { x > self.min } else { x >= self.min }
     }
 }
 

@@ -3,7 +3,8 @@ use std::path::Path;
 
 use super::*;
 
-const SMALL: &str = "[run]\nname = \"a\"\n\n[sft]\nsteps = 5\n\n[rl]\nalgorithm = \"grpo\"\ngroup = 4\nprompts = 8\n";
+const SMALL: &str =
+    "[run]\nname = \"a\"\n\n[sft]\nsteps = 5\n\n[rl]\nalgorithm = \"grpo\"\ngroup = 4\nprompts = 8\n";
 
 fn resolve(text: &str, sets: &[&str]) -> Result<TrainConfig, ConfigError> {
     let sets: Vec<String> = sets.iter().map(|s| (*s).to_string()).collect();
@@ -25,12 +26,7 @@ fn defaults_fit_their_own_ranges() {
             if let Some(Check::In(range)) = f.check
                 && f.default != "none"
             {
-                assert!(
-                    range.contains(f.default.parse().unwrap()),
-                    "{} = {}",
-                    f.name,
-                    f.default
-                );
+                assert!(range.contains(f.default.parse().unwrap()), "{} = {}", f.name, f.default);
             }
         }
     }
@@ -48,44 +44,16 @@ fn absent_stages_stay_absent_and_the_rest_takes_defaults() {
 
 #[test]
 fn overrides_win_in_order_and_need_no_shell_quotes() {
-    let c = resolve(
-        SMALL,
-        &[
-            "rl.group=8",
-            "rl.group=2",
-            "run.name=42",
-            "rl.lr=1",
-            "rl.minutes=2",
-        ],
-    )
-    .unwrap();
+    let c = resolve(SMALL, &["rl.group=8", "rl.group=2", "run.name=42", "rl.lr=1", "rl.minutes=2"]).unwrap();
     let rl = c.rl.unwrap();
-    assert_eq!(
-        (rl.group, c.run.name.as_str(), rl.lr, rl.minutes),
-        (2, "42", 1.0, Some(2.0))
-    );
+    assert_eq!((rl.group, c.run.name.as_str(), rl.lr, rl.minutes), (2, "42", 1.0, Some(2.0)));
     // A section that the file does not have appears with its defaults.
-    assert_eq!(
-        resolve(SMALL, &["pretrain.steps=3"])
-            .unwrap()
-            .pretrain
-            .unwrap()
-            .batch,
-        32
-    );
+    assert_eq!(resolve(SMALL, &["pretrain.steps=3"]).unwrap().pretrain.unwrap().batch, 32);
 }
 
 #[test]
 fn what_is_written_is_read_back_equal() {
-    let c = resolve(
-        SMALL,
-        &[
-            "rl.objective.eps_high=0.28",
-            "rl.minutes=2.5",
-            "sft.lr=3e-4",
-        ],
-    )
-    .unwrap();
+    let c = resolve(SMALL, &["rl.objective.eps_high=0.28", "rl.minutes=2.5", "sft.lr=3e-4"]).unwrap();
     let again = resolve(&c.to_toml().unwrap(), &[]).unwrap();
     assert_eq!(c, again);
 }
@@ -93,15 +61,7 @@ fn what_is_written_is_read_back_equal() {
 #[test]
 fn fingerprint_ignores_threads_but_not_the_seed() {
     let print = |sets: &[&str]| resolve(SMALL, sets).unwrap().fingerprint().unwrap();
-    assert_eq!(
-        print(&[]),
-        print(&[
-            "run.threads=7",
-            "run.name=b",
-            "rl.minutes=3",
-            "record.rerun=false"
-        ])
-    );
+    assert_eq!(print(&[]), print(&["run.threads=7", "run.name=b", "rl.minutes=3", "record.rerun=false"]));
     assert_ne!(print(&[]), print(&["run.seed=1"]));
     assert_ne!(print(&[]), print(&["rl.lr=0.5"]));
 }
@@ -109,25 +69,13 @@ fn fingerprint_ignores_threads_but_not_the_seed() {
 #[test]
 fn unknown_key_names_file_line_key_and_nearest() {
     let m = message("[rl]\ngroup = 4\ntemperatur = 1.0\n", &[]);
-    assert_eq!(
-        m,
-        "x.toml:3:1: `rl.temperatur`: unknown key (did you mean `rl.temperature`?)"
-    );
+    assert_eq!(m, "x.toml:3:1: `rl.temperatur`: unknown key (did you mean `rl.temperature`?)");
     let m = message("[sfft]\nsteps = 4\n", &[]);
-    assert!(
-        m.starts_with("x.toml:1:2: `sfft`: unknown section (did you mean `sft`?)"),
-        "{m}"
-    );
+    assert!(m.starts_with("x.toml:1:2: `sfft`: unknown section (did you mean `sft`?)"), "{m}");
     let m = message(SMALL, &["rl.gruop=4"]);
-    assert_eq!(
-        m,
-        "--set rl.gruop=4: `rl.gruop`: unknown key (did you mean `rl.group`?)"
-    );
+    assert_eq!(m, "--set rl.gruop=4: `rl.gruop`: unknown key (did you mean `rl.group`?)");
     let m = message("[rl]\n[sft]\nprompts = 4\n", &[]);
-    assert!(
-        m.contains("x.toml:3:1: `sft.prompts`: unknown key (`rl.prompts` exists"),
-        "{m}"
-    );
+    assert!(m.contains("x.toml:3:1: `sft.prompts`: unknown key (`rl.prompts` exists"), "{m}");
 }
 
 #[test]
@@ -138,39 +86,24 @@ fn wrong_type_says_expected_and_got() {
         "x.toml:2:1: `rl.group`: expected a whole number, got the text \"eight\" (for example: group = 8)"
     );
     assert!(message("rl = 3\n", &[]).contains("`rl`: expected a section, got the number 3"));
-    assert!(
-        message(SMALL, &["record.rerun=1"]).contains("expected true or false, got the number 1")
-    );
-    assert!(
-        message("[env]\ntasks = [1]\n[rl]\n", &[]).contains("expected a list of texts, got a list")
-    );
+    assert!(message(SMALL, &["record.rerun=1"]).contains("expected true or false, got the number 1"));
+    assert!(message("[env]\ntasks = [1]\n[rl]\n", &[]).contains("expected a list of texts, got a list"));
 }
 
 #[test]
 fn out_of_range_says_the_range() {
     let m = message("[rl]\ngroup = -4\n\n[sft]\nbatch = 0\n", &[]);
-    assert!(
-        m.contains("x.toml:2:1: `rl.group`: -4 is out of range (allowed: 2 to 1024)"),
-        "{m}"
-    );
-    assert!(
-        m.contains("x.toml:5:1: `sft.batch`: 0 is out of range (allowed: 1 or more)"),
-        "{m}"
-    );
+    assert!(m.contains("x.toml:2:1: `rl.group`: -4 is out of range (allowed: 2 to 1024)"), "{m}");
+    assert!(m.contains("x.toml:5:1: `sft.batch`: 0 is out of range (allowed: 1 or more)"), "{m}");
     assert!(message(SMALL, &["rl.lr=nan"]).contains("nan is out of range"));
     assert!(message(SMALL, &["rl.temperature=0"]).contains("allowed: greater than 0, at most 100"));
-    assert!(
-        message(SMALL, &["rl.iterations=99999999999999999999"]).contains("expected a whole number")
-    );
+    assert!(message(SMALL, &["rl.iterations=99999999999999999999"]).contains("expected a whole number"));
 }
 
 #[test]
 fn unknown_names_list_what_exists() {
     let m = message(SMALL, &["rl.algorithm=srp"]);
-    assert!(
-        m.contains("there is no \"srp\" (nearest: \"srpo\"; known: grpo, srpo"),
-        "{m}"
-    );
+    assert!(m.contains("there is no \"srp\" (nearest: \"srpo\"; known: grpo, srpo"), "{m}");
 }
 
 #[test]
@@ -180,10 +113,7 @@ fn not_toml_and_not_an_override() {
     assert!(message(SMALL, &["rl.group"]).contains("expected `section.key=value`"));
     assert!(message(SMALL, &["rl..group=3"]).contains("expected `section.key=value`"));
     let e = TrainConfig::load(Path::new("/nowhere/x.toml"), &[]).unwrap_err();
-    assert!(
-        e.to_string()
-            .contains("cannot read the configuration `/nowhere/x.toml`")
-    );
+    assert!(e.to_string().contains("cannot read the configuration `/nowhere/x.toml`"));
 }
 
 #[test]
@@ -196,17 +126,9 @@ fn settings_that_contradict_each_other() {
 #[test]
 fn the_table_of_settings_shows_every_section() {
     let table = settings_table();
-    for section in [
-        "[run]",
-        "[env]",
-        "[model]",
-        "[pretrain]",
-        "[sft]",
-        "[rl]",
-        "[rl.encoder]",
-        "[eval]",
-        "[record]",
-    ] {
+    for section in
+        ["[run]", "[env]", "[model]", "[pretrain]", "[sft]", "[rl]", "[rl.encoder]", "[eval]", "[record]"]
+    {
         assert!(table.contains(section), "{section}");
     }
     assert!(table.contains("temperature            1.6"));
