@@ -1,6 +1,6 @@
 //! A run's configuration: what it may hold, where it comes from, and what is wrong with it.
 //!
-//! Read [`sections`] for the settings themselves, [`resolve`] for how a file and `--set` become one value.
+//! Read `sections.rs` for the settings themselves, `resolve.rs` for how a file and `--set` become one value.
 
 mod error;
 mod names;
