@@ -2,37 +2,22 @@
 
 use crate::{
     error::Result,
-    native,
+    fused_ops, native,
     paths::Paths,
     process::{cargo, loud},
+    system, tests_run,
 };
-
-const HINT: &str = "read what it printed above";
-
-/// Says what is there and what is missing, with the command that brings it.
-pub fn doctor(paths: &Paths) -> Result<()> {
-    match native::check(paths) {
-        Ok(there) => println!("ok       {there}"),
-        Err(missing) => println!("missing  MuJoCo: {missing}; run `cargo xtask setup`"),
-    }
-    Ok(())
-}
-
-/// Set-up, then every test of the workspace in the release profile, which is the only one that runs anything: tests
-/// work on real models, and one profile means candle and rerun are compiled once.
-pub fn test(paths: &Paths) -> Result<()> {
-    native::setup(paths)?;
-    loud(cargo(&paths.root).args(["test", "--release", "--workspace"]), HINT)
-}
 
 /// Formatting, lints, documentation, tests; warnings are errors.
 pub fn ci(paths: &Paths) -> Result<()> {
     native::setup(paths)?;
+    system::setup()?;
     let root = &paths.root;
     loud(cargo(root).args(["fmt", "--all", "--check"]), "run `cargo fmt --all`")?;
+    fused_ops::check(paths)?;
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    loud(cargo(root).args(clippy), HINT)?;
+    loud(cargo(root).args(clippy), "each lint above names its line and what it wants")?;
     let docs = ["doc", "--release", "--workspace", "--no-deps"];
-    loud(cargo(root).args(docs).env("RUSTDOCFLAGS", "-D warnings"), HINT)?;
-    test(paths)
+    loud(cargo(root).args(docs).env("RUSTDOCFLAGS", "-D warnings"), "each warning above names its line")?;
+    tests_run::run(paths, &[])
 }

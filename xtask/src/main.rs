@@ -1,11 +1,16 @@
 //! Set-up and chores: `cargo xtask help` lists them.
 
 mod checks;
+mod doctor;
 mod error;
 mod fetch;
+mod fused_ops;
 mod native;
 mod paths;
 mod process;
+mod real_data;
+mod system;
+mod tests_run;
 
 use error::{Error, Result};
 use paths::Paths;
@@ -13,10 +18,14 @@ use paths::Paths;
 const USAGE: &str = "\
 cargo xtask TASK
 
-  setup        fetch the native parts (MuJoCo): nothing is fetched twice
-  doctor       say what is there and what is missing
-  test         setup, then all tests
-  ci           what CI runs: formatting, lints, documentation, test
+  setup             fetch the native parts (MuJoCo) and check or install the system libraries; nothing is fetched twice
+  doctor            say what is there and what is missing, with the command that brings it
+  quickstart [ARG]  setup, build, then `efference quickstart`
+  test [ARG]        setup, then all tests; arguments go to the test runner
+  real-data         fetch real human demonstrations (190 MB) for `efference demos import`
+  ci                what CI runs: formatting, lints, documentation, test
+
+EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).
 ";
 
 fn main() -> std::process::ExitCode {
@@ -32,10 +41,13 @@ fn main() -> std::process::ExitCode {
 
 fn dispatch(args: &[String]) -> Result<()> {
     let paths = Paths::find();
-    match args.first().map_or("help", String::as_str) {
-        "setup" => native::setup(&paths),
-        "doctor" => checks::doctor(&paths),
-        "test" => checks::test(&paths),
+    let (task, rest) = args.split_first().map_or(("help", args), |(task, rest)| (task.as_str(), rest));
+    match task {
+        "setup" => setup(&paths),
+        "doctor" => doctor::run(&paths),
+        "quickstart" => quickstart(&paths, rest),
+        "test" => tests_run::run(&paths, rest),
+        "real-data" => real_data::run(&paths),
         "ci" => checks::ci(&paths),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
@@ -43,4 +55,19 @@ fn dispatch(args: &[String]) -> Result<()> {
         }
         other => Err(Error::Usage { got: other.to_owned(), usage: USAGE }),
     }
+}
+
+fn setup(paths: &Paths) -> Result<()> {
+    native::setup(paths)?;
+    system::setup()
+}
+
+/// Becomes `efference quickstart`, so that Ctrl-C reaches it and nobody else: it saves before it ends.
+fn quickstart(paths: &Paths, args: &[String]) -> Result<()> {
+    setup(paths)?;
+    let mut cargo = process::cargo(&paths.root);
+    cargo.args(["run", "--release", "--package", "efference", "--", "quickstart"]).args(args);
+    println!("$ {}", process::show(&cargo));
+    let source = std::os::unix::process::CommandExt::exec(&mut cargo);
+    Err(Error::Start { command: process::show(&cargo), source, hint: "is cargo installed?".to_owned() })
 }

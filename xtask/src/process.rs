@@ -1,7 +1,10 @@
 //! Runs other programs.
 
 use crate::error::{Error, Result};
-use std::process::{Command, Stdio};
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Command, Stdio},
+};
 
 /// Runs to the end, showing nothing unless it fails.
 pub fn quiet(command: &mut Command, hint: &str) -> Result<String> {
@@ -29,6 +32,39 @@ pub fn loud(command: &mut Command, hint: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::Command { command: show(command), status, output: String::new(), hint: hint.to_owned() })
+}
+
+/// Runs to the end with its output on our terminal and in the result, both streams as they come; the second part of
+/// the result is how it ended.
+pub fn teed(command: &mut Command, hint: &str) -> Result<(String, Result<()>)> {
+    println!("$ {}", show(command));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| start_error(command, source, hint))?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let text = std::thread::scope(|scope| {
+        let out = scope.spawn(|| out.map_or_else(String::new, |pipe| copy_lines(pipe, std::io::stdout())));
+        let err = err.map_or_else(String::new, |pipe| copy_lines(pipe, std::io::stderr()));
+        out.join().unwrap_or_default() + &err
+    });
+    let status = child.wait().map_err(|source| start_error(command, source, hint))?;
+    let ended = if status.success() {
+        Ok(())
+    } else {
+        Err(Error::Command { command: show(command), status, output: String::new(), hint: hint.to_owned() })
+    };
+    Ok((text, ended))
+}
+
+fn copy_lines(from: impl Read, mut to: impl Write) -> String {
+    let mut all = String::new();
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        let _ = to.write_all(&line).and_then(|()| to.flush()); // a closed terminal does not stop the tests
+        all.push_str(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    all
 }
 
 /// The cargo that started us, free of the variables it sets for a running package: build scripts that watch those
