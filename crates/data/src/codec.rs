@@ -192,7 +192,9 @@ impl<'a> File<'a> {
                 problem,
             })
         };
-        ends.par_windows(2).enumerate().map(decode).collect()
+        // All of them first: which error is reported must not depend on the threads.
+        let decoded: Vec<Result<RgbImage>> = ends.par_windows(2).enumerate().map(decode).collect();
+        decoded.into_iter().collect()
     }
 }
 
