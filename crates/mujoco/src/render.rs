@@ -12,6 +12,12 @@ use std::{
 };
 
 /// What to spend time on when drawing.
+///
+/// On Mesa's software driver a small picture costs about as much as it has triangles, and each effect draws them again:
+/// a light with shadows makes it three passes, four samples per pixel triple the price of each. MuJoCo's default spheres
+/// and cylinders have 900 triangles and its boxes 192, so for pictures of 64 px write
+/// `<visual><quality numslices="12" numstacks="6" numquads="1" shadowsize="256"/></visual>` into the scene; the example
+/// `probe` prints what that brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenderQuality {
     /// Shadows of the lights that cast them.

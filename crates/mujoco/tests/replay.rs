@@ -90,7 +90,17 @@ impl Comparison {
 #[test]
 fn the_trajectory_is_the_one_python_recorded() {
     let recorded = recorded();
-    assert_eq!(version(), recorded.version, "fixtures and library are of different versions");
+    if version() != recorded.version {
+        let chosen = std::env::var("EFFERENCE_MUJOCO").ok();
+        assert!(
+            chosen.is_some(),
+            "the fixtures are of MuJoCo {}, the library is {}",
+            recorded.version,
+            version()
+        );
+        println!("not compared: another MuJoCo ({}) was asked for", version());
+        return;
+    }
     let model = Arc::new(Model::from_xml_file(format!("{FIXTURES}/scene.xml")).unwrap());
     let mut data = Data::new(&model).unwrap();
     data.reset_to_keyframe(model.keyframe_id("bent").unwrap()).unwrap();
