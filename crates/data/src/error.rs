@@ -13,6 +13,10 @@ pub enum Error {
     #[error(transparent)]
     Write(#[from] atomic::Error),
 
+    /// Somebody else's demonstration file cannot be read.
+    #[error(transparent)]
+    Import(#[from] crate::robomimic::ImportError),
+
     /// The episode contradicts itself, so it is neither stored nor returned.
     #[error("{what}: {problem}")]
     Invalid {
@@ -187,7 +191,9 @@ impl Error {
             | Checksum { .. }
             | Header { .. } => true,
             NoField { .. } | Field { .. } | Offset { .. } | Picture { .. } => true,
-            Write(_) | NotAStore { .. } | Busy { .. } | AlreadyThere { .. } | Index { .. } => false,
+            Write(_) | Import(_) | NotAStore { .. } | Busy { .. } | AlreadyThere { .. } | Index { .. } => {
+                false
+            }
             NoEpisode { .. } | Read { .. } => false,
         }
     }

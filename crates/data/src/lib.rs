@@ -8,9 +8,11 @@ pub mod atomic;
 pub mod codec;
 pub mod episode;
 mod error;
+pub mod robomimic;
 pub mod store;
 
 pub use episode::{ACTION_DIM, Episode, EpisodeMeta, Invalid, PROPRIO_DIM, Source, States};
 pub use error::{Error, Result};
 pub use image::RgbImage;
+pub use robomimic::{Demo, EnvInfo, ImportError, RobomimicFile};
 pub use store::{Entry, EpisodeStore, EpisodeWriter, Episodes, OnCorrupt};
