@@ -21,6 +21,7 @@ pub(crate) trait Float: WithDType + Neg<Output = Self> {
     type Vector<L: Level>: Vector<Self>;
 
     fn of(x: f64) -> Self;
+    fn wide(self) -> f64;
     /// `self * a + b` with one rounding.
     fn fma(self, a: Self, b: Self) -> Self;
     /// exp; below about -87 (f32) it is 0, at -infinity exactly 0, NaN stays NaN.
@@ -59,6 +60,11 @@ impl Float for f32 {
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
     }
 
     #[inline(always)]
@@ -134,6 +140,11 @@ impl Float for f64 {
     #[inline(always)]
     fn of(x: f64) -> Self {
         x
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
     }
 
     #[inline(always)]
