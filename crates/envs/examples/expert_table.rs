@@ -2,7 +2,9 @@
 //!
 //! `cargo run --release -p efference-envs --example expert_table [SPEED [NOISE]]`
 
-use efference_envs::tabletop::{EVAL_STATES, Expert, TabletopEnv, TabletopOptions, Task, eval_seed, train_seed};
+use efference_envs::tabletop::{
+    EVAL_STATES, Expert, TabletopEnv, TabletopOptions, Task, eval_seed, train_seed,
+};
 use efference_envs::{Env, Result, VecEnv};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +35,11 @@ fn main() -> Result<()> {
 }
 
 /// Successes and their lengths; without an expert, actions are uniform.
-fn run(task: Task, seeds: &[u64], expert: impl Fn(u64) -> Option<Expert> + Sync) -> Result<(usize, Vec<usize>)> {
+fn run(
+    task: Task,
+    seeds: &[u64],
+    expert: impl Fn(u64) -> Option<Expert> + Sync,
+) -> Result<(usize, Vec<usize>)> {
     let envs = seeds.iter().map(|_| TabletopEnv::with_task(task, &TabletopOptions::default()));
     let mut envs = VecEnv::new(envs.collect::<Result<_>>()?, 0)?;
     let ends = envs.map(|i, env| {
