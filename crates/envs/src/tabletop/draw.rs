@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use efference_mujoco::{Data, RenderQuality, Renderer};
 use serde::{Deserialize, Serialize};
@@ -36,14 +37,14 @@ thread_local! {
 /// Draws [side, side, 3] bytes with this thread's renderer. Poses must be up to date.
 pub(crate) fn draw(scene: &Scene, data: &Data, camera: usize, side: usize, out: &mut [u8]) -> Result<()> {
     RENDERERS.with_borrow_mut(|renderers| {
-        let key = (scene.variant, side);
-        if !renderers.contains_key(&key) {
-            let quality = scene.variant.quality.render();
-            renderers.insert(key, Renderer::new(&scene.model, side, side, quality)?);
-        }
-        if let Some(renderer) = renderers.get_mut(&key) {
-            renderer.render_rgb(data, camera, out)?;
-        }
+        let renderer = match renderers.entry((scene.variant, side)) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let quality = scene.variant.quality.render();
+                place.insert(Renderer::new(&scene.model, side, side, quality)?)
+            }
+        };
+        renderer.render_rgb(data, camera, out)?;
         Ok(())
     })
 }

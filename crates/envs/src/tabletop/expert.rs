@@ -105,7 +105,13 @@ impl Hand<'_> {
     fn descend(&self, onto: Vector3<f64>, slope: f64, top: f64, yaw: f64, gripper: f64) -> Command {
         let off = (onto - self.w.grip()).xy().norm();
         let hover = (slope * (off - 0.012)).clamp(0.0, top);
-        self.go(onto - DOWN * hover, yaw, gripper)
+        let mut to = onto - DOWN * hover;
+        if self.w.grip().z < to.z - 0.025 {
+            // Below the funnel something may stand in between: up first.
+            let level = self.w.grip().xy() * 0.8 + to.xy() * 0.2;
+            to = Vector3::new(level.x, level.y, to.z);
+        }
+        self.go(to, yaw, gripper)
     }
 
     /// Fingers around an object, then closed. `above` is where to grasp relative to its centre.
@@ -196,14 +202,16 @@ impl Hand<'_> {
         let (grip, block) = (self.w.grip(), self.w.xy(Thing::YellowBlock));
         let way = self.w.xy(Thing::Mark) - block;
         let left = way.norm();
-        if left < 0.014 {
-            return self.stay(CLOSE);
-        }
-        let ahead = way / left;
+        let ahead = way / left.max(1e-9);
         let behind: Vector2<f64> = grip.xy() - block;
         let along = behind.dot(&ahead);
         let aside = behind - ahead * along;
-        if along < -0.03 && aside.norm() < 0.015 && grip.z < LOW + 0.01 {
+        let in_place = along < -0.03 && aside.norm() < 0.015 && grip.z < LOW + 0.01;
+        // Good enough is better than another approach.
+        if left < if in_place { 0.014 } else { 0.025 } {
+            return self.stay(CLOSE);
+        }
+        if in_place {
             let to = block + ahead * (left.min(0.06) - TOUCH) - aside * 0.6;
             return self.go(Vector3::new(to.x, to.y, LOW), 0.0, CLOSE);
         }

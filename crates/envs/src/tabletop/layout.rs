@@ -91,7 +91,7 @@ impl Thing {
         let (center_m, half_m, yaw_rad) = match self {
             Self::RedCube => ([-0.010, 0.065], [0.030, 0.035], 0.35),
             Self::BlueBlock => ([0.130, -0.020], [0.030, 0.030], 0.35),
-            Self::GreenCylinder => ([-0.120, 0.015], [0.030, 0.035], 3.14),
+            Self::GreenCylinder => ([-0.120, 0.015], [0.030, 0.035], std::f64::consts::PI),
             Self::YellowBlock => ([-0.060, -0.185], [0.030, 0.025], 0.25),
             Self::Tray => ([0.120, -0.210], [0.020, 0.020], 0.0),
             Self::Mark => ([-0.060, -0.310], [0.030, 0.015], 0.0),
