@@ -19,6 +19,9 @@ use crate::simd::{Kernel, Level, Vector, dispatch};
 /// Rows per partial sum where a sum runs over the batch.
 pub(crate) const SUM_ROWS: usize = 256;
 
+/// Elements of two of the widest vectors.
+const WIDEST: usize = 32;
+
 /// Left factor [m, k]: element (i, p) is `data[i * row + p * col]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a, T> {
@@ -206,31 +209,26 @@ impl<T: Float> Product<'_, T> {
                 };
             }
         }
+        // The tile leaves the registers through a buffer: a branch or a short row between here and the inner loop
+        // would make the compiler keep the accumulators in memory, at half the speed.
+        let mut buffer = [[T::ZERO; WIDEST]; R];
+        for (buffer, line) in buffer.iter_mut().zip(&acc) {
+            for (v, &value) in line.iter().enumerate() {
+                // SAFETY: V * LANES is at most WIDEST.
+                unsafe { value.store(buffer.as_mut_ptr().add(v * lanes)) };
+            }
+        }
         let add = matches!(self.start, Start::Add);
-        for (r, line) in acc.iter().enumerate() {
-            // SAFETY: row + r < m and col < n.
-            let c = unsafe { self.c.0.add((row + r) * self.stride + col) };
-            if cols == V * lanes {
-                for (v, &value) in line.iter().enumerate() {
-                    // SAFETY: cols columns from c are the caller's.
-                    unsafe {
-                        let c = c.add(v * lanes);
-                        let value = if add { <T::Vector<L> as Vector<T>>::load(c).add(value) } else { value };
-                        value.store(c);
-                    }
-                }
-            } else {
-                let mut buffer = [T::ZERO; 64];
-                for (v, &value) in line.iter().enumerate() {
-                    // SAFETY: V * LANES is at most 32 elements.
-                    unsafe { value.store(buffer.as_mut_ptr().add(v * lanes)) };
-                }
-                for (j, &value) in buffer[..cols].iter().enumerate() {
-                    // SAFETY: j < cols.
-                    unsafe {
-                        let c = c.add(j);
-                        *c = if add { *c + value } else { value };
-                    }
+        for (r, buffer) in buffer.iter().enumerate() {
+            // SAFETY: row + r < m and col + cols <= n: these `cols` elements are the caller's. They may be
+            // uninitialised unless `Add`, which is why they are written through the pointer.
+            unsafe {
+                let c = self.c.0.add((row + r) * self.stride + col);
+                if add {
+                    let c = std::slice::from_raw_parts_mut(c, cols);
+                    c.iter_mut().zip(buffer).for_each(|(c, &value)| *c += value);
+                } else {
+                    c.copy_from_nonoverlapping(buffer.as_ptr(), cols);
                 }
             }
         }
