@@ -1,7 +1,7 @@
 //! Llama's decoder (Touvron et al. 2023; `LlamaModel` of Hugging Face): RMS norm, rotary positions, grouped key and
 //! value heads, gated MLP. Works on embeddings, with any attention mask.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use efference_ops as ops;
 use efference_ops::{AttentionMask, RotaryTable};
 
@@ -51,12 +51,7 @@ impl Llama {
     ///
     /// # Errors
     /// A weight of another shape has that name already.
-    pub fn new(
-        path: &mut ParamPath<'_>,
-        config: &TextConfig,
-        max_len: usize,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(path: &mut ParamPath<'_>, config: &TextConfig, max_len: usize) -> Result<Self> {
         let (d, v) = (config.hidden_size, config.vocab_size);
         // Logits start near zero (all bins alike); token vectors start near the size of projected patches.
         let lm_head = path.pp("lm_head").get("weight", &[v, d], Init::Normal(0.02))?;
@@ -67,8 +62,7 @@ impl Llama {
             .map(|i| Block::new(&mut layers.pp(&i.to_string()), config))
             .collect::<Result<_>>()?;
         let norm = RmsNorm::new(model.pp("norm"), d, config.rms_norm_eps)?;
-        let rotary =
-            RotaryTable::new(d / config.num_attention_heads, max_len, config.rope_theta, DType::F32, device)?;
+        let rotary = RotaryTable::new(d / config.num_attention_heads, max_len, config.rope_theta)?;
         Ok(Self { embed_tokens, lm_head, blocks, norm, rotary })
     }
 

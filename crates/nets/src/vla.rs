@@ -93,8 +93,8 @@ impl Vla {
             }
         }
         let device = store.device().clone();
-        let trained = Net::new(&mut store.root(), config, &device)?;
-        let constant = Net::new(&mut store.constants(), config, &device)?;
+        let trained = Net::new(&mut store.root(), config)?;
+        let constant = Net::new(&mut store.constants(), config)?;
         Ok(Self { trained, constant, special, config: config.clone(), device })
     }
 
@@ -195,13 +195,12 @@ impl Vla {
 }
 
 impl Net {
-    fn new(root: &mut ParamPath<'_>, config: &VlaConfig, device: &Device) -> Result<Self> {
+    fn new(root: &mut ParamPath<'_>, config: &VlaConfig) -> Result<Self> {
         let d = config.text.hidden_size;
         let vision = SiglipVision::new(&mut root.pp("vision_backbone"), &config.vision)?;
         let projector = PatchProjector::new(&mut root.pp("projector"), config.patch_width(), d)?;
         let proprio = ProprioProjector::new(&mut root.pp("proprio_projector"), config.proprio_dim, d)?;
-        let language =
-            Llama::new(&mut root.pp("language_model"), &config.text, config.sequence_len(), device)?;
+        let language = Llama::new(&mut root.pp("language_model"), &config.text, config.sequence_len())?;
         let queries = match config.placeholders {
             Placeholders::Zero => None,
             Placeholders::Learned => {

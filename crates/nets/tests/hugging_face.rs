@@ -70,7 +70,7 @@ fn llama_logits_agree_under_both_masks() {
         rope_theta: 10_000.0,
     };
     let mut store = ParamStore::new(0, Device::Cpu);
-    let net = Llama::new(&mut store.root(), &config, 64, &Device::Cpu).unwrap();
+    let net = Llama::new(&mut store.root(), &config, 64).unwrap();
     fill(&store, &fixture, "llama.");
     let x = net.embed(&fixture["io.llama.ids"].to_dtype(DType::U32).unwrap()).unwrap();
     let logits = |sight: Sight<'_>, read| net.logits(&net.forward(&x, &sight, read).unwrap(), 0, 20).unwrap();

@@ -6,6 +6,9 @@ pub enum Error {
     /// A tensor operation failed.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
+    /// A fused operation failed.
+    #[error("fused operation")]
+    Op(#[from] efference_ops::Error),
     /// Two inputs disagree about a size.
     #[error("`{name}` is {got:?}, expected {expected}")]
     Shape {

@@ -14,7 +14,6 @@ pub mod kl;
 pub mod objective;
 pub mod papers;
 pub mod registry;
-pub mod scores;
 pub mod shaping;
 pub mod surrogate;
 pub mod table;

@@ -82,11 +82,15 @@ pub fn advantages(
 fn standardise(x: &[Option<f64>], centre: &[u64], spread: &[u64], epsilon: Option<f64>) -> Vec<Option<f64>> {
     let statistics = |index: &[usize]| {
         let there: Vec<f64> = index.iter().filter_map(|&i| x[i]).collect();
-        let equal = there.windows(2).all(|w| w[0] == w[1]);
-        let (mean, variance) =
-            if there.is_empty() { (0.0, 0.0) } else { crate::advantage::mean_variance(&there) };
+        let n = there.len() as f64;
         // In exact arithmetic equal values have no spread and no distance from their mean.
-        if equal { (there.first().copied().unwrap_or(0.0), 0.0) } else { (mean, variance.sqrt()) }
+        if there.len() < 2 || there.windows(2).all(|w| w[0] == w[1]) {
+            return (there.first().copied().unwrap_or(0.0), 0.0);
+        }
+        let mean = there.iter().sum::<f64>() / n;
+        let biased = there.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+        // n / (n - 1) is a quotient of integer tensors in TRL, hence f32.
+        (mean, (biased * f64::from((n / (n - 1.0)) as f32)).sqrt())
     };
     let mut out = vec![None; x.len()];
     let mut deviations = vec![0.0; x.len()];

@@ -101,7 +101,7 @@ fn product<T: Float>(
     c: &mut [T],
     start: Start<'_, T>,
 ) {
-    debug_assert_eq!(c.len(), m * n);
+    assert_eq!(c.len(), m * n, "the destination holds the product");
     let right = Right::packed(packed, k);
     // SAFETY: `c` is exclusively ours and holds m rows of n.
     #[allow(unsafe_code)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::float::Float;
@@ -20,12 +20,12 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Angles position / base^(2 i / head_dim) for i in 0..head_dim/2. `dtype` and `device` name where the table will
-    /// be used; it is kept in f64 and rounded on use.
+    /// Angles position / base^(2 i / head_dim) for i in 0..head_dim/2, kept in f64 and rounded to the dtype of what is
+    /// rotated.
     ///
     /// # Errors
     /// `head_dim` is odd or 0, `max_len` is 0, `base` is not above 1.
-    pub fn new(head_dim: usize, max_len: usize, base: f64, _dtype: DType, _device: &Device) -> Result<Self> {
+    pub fn new(head_dim: usize, max_len: usize, base: f64) -> Result<Self> {
         const OP: &str = "RotaryTable::new";
         let even = head_dim > 0 && head_dim.is_multiple_of(2);
         check::value(OP, "head_dim", head_dim, even, "an even number above 0")?;
@@ -51,9 +51,8 @@ impl RotaryTable {
         const OP: &str = "RotaryTable::apply";
         check::float(OP, "x", x)?;
         check::rank(OP, "x", x, 4, "[B, H, T, Dh]")?;
-        let (b, h, t, d) = x.dims4()?;
+        let (b, h, t, _) = x.dims4()?;
         check::dims(OP, "x", x, &[b, h, t, self.head_dim], "Dh of the table")?;
-        debug_assert_eq!(d, self.head_dim);
         let fits = offset.checked_add(t).is_some_and(|end| end <= self.max_len);
         check::value(OP, "offset + T", offset.saturating_add(t), fits, &format!("at most {}", self.max_len))?;
         Ok(apply1(Rotate { table: self.clone(), offset }, x)?)

@@ -58,7 +58,7 @@ fn cases() -> Vec<(&'static str, Function, Vec<Vec<usize>>)> {
         all.push(("rms_norm", Box::new(|a| ops::rms_norm(&a[0], &a[1], 1e-3).unwrap()), norm[..2].to_vec()));
     }
     for (b, h, t, d) in [(1, 1, 1, 2), (2, 3, 5, 8)] {
-        let table = ops::RotaryTable::new(d, t + 3, 100.0, DType::F64, &Device::Cpu).unwrap();
+        let table = ops::RotaryTable::new(d, t + 3, 100.0).unwrap();
         all.push(("rotary", Box::new(move |a| table.apply(&a[0], 3).unwrap()), vec![vec![b, h, t, d]]));
     }
     for (b, h, kv, tq, tk, d) in [(1, 1, 1, 1, 1, 1), (2, 4, 2, 5, 5, 3), (2, 2, 1, 3, 6, 8)] {
@@ -224,5 +224,5 @@ fn wrong_shapes_are_named() {
     let ids = Tensor::new(&[0u32, 9], &Device::Cpu).unwrap();
     assert!(ops::token_scores(&x, &ids, 1.0).unwrap_err().to_string().contains("ids"));
     assert!(ops::token_scores(&x, &ids, 0.0).unwrap_err().to_string().contains("temperature"));
-    assert!(ops::RotaryTable::new(3, 8, 10.0, DType::F32, &Device::Cpu).is_err());
+    assert!(ops::RotaryTable::new(3, 8, 10.0).is_err());
 }

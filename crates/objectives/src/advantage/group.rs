@@ -31,11 +31,13 @@ pub struct GroupNorm {
     pub epsilon: f64,
     /// What divides.
     pub spread: Spread,
+    /// Add epsilon to a lone member's spread of 1 in f32, as verl does (siiRL does it in f64). Only for parity.
+    pub lone_spread_f32: bool,
 }
 
 impl Default for GroupNorm {
     fn default() -> Self {
-        Self { epsilon: 1e-6, spread: Spread::Unbiased }
+        Self { epsilon: 1e-6, spread: Spread::Unbiased, lone_spread_f32: false }
     }
 }
 
@@ -68,6 +70,7 @@ pub fn group_norm(rewards: &[f64], group_ids: &[u64], settings: &GroupNorm) -> R
         let (mean, variance) = if r.len() == 1 { (0.0, 1.0) } else { mean_variance(r) };
         let constant = r.len() > 1 && r.iter().all(|&x| x == r[0]);
         let by = match settings.spread {
+            Spread::Unbiased if r.len() == 1 && settings.lone_spread_f32 => f64::from(1.0 + eps as f32),
             Spread::Unbiased => variance.sqrt() + eps,
             Spread::FlooredVariance => variance.max(eps).sqrt() + eps,
             Spread::None => 1.0,
@@ -116,7 +119,8 @@ pub fn opo(rewards: &[f64], lengths: &[f64], group_ids: &[u64]) -> Result<Vec<f6
 /// Lengths differ or a reward is not finite.
 pub fn gpg(rewards: &[f64], group_ids: &[u64], f_norm: f64) -> Result<Vec<f64>> {
     let nonzero = rewards.iter().filter(|&&r| r != 0.0).count().max(1);
-    let alpha = rewards.len() as f64 / nonzero as f64;
+    // A quotient of integer tensors is f32 in the authors' code.
+    let alpha = f64::from((rewards.len() as f64 / nonzero as f64) as f32);
     per_group(rewards, group_ids, |r| {
         let mean = if r.len() == 1 { 0.0 } else { mean_variance(r).0 };
         r.iter().map(|x| alpha * (x - mean) / f_norm).collect()
@@ -142,7 +146,7 @@ pub fn pass_at_k(rewards: &[f64], group_ids: &[u64], by_spread: bool, epsilon: f
 }
 
 /// Mean and unbiased variance (0 for a single value).
-pub(crate) fn mean_variance(x: &[f64]) -> (f64, f64) {
+fn mean_variance(x: &[f64]) -> (f64, f64) {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
     let squares: f64 = x.iter().map(|v| (v - mean) * (v - mean)).sum();

@@ -1,6 +1,7 @@
 //! Cases of `base_grpo.json`: verl's and TRL's advantages, losses, regularisers.
 
 use candle_core::{Tensor, Var};
+use efference_ops::{TokenScores, token_scores};
 use serde_json::Value;
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
@@ -12,7 +13,6 @@ use crate::aggregation::{Aggregation, Normaliser};
 use crate::filter::varying_groups;
 use crate::kl::{AdaptiveKl, KlEstimator};
 use crate::objective::{Objective, PolicyBatch};
-use crate::scores::token_scores;
 use crate::shaping::{dapo_overlong, kl_in_reward, soft_overlong};
 use crate::surrogate::{self, ClippedRatio, clipped_value_loss};
 use crate::table::Table;
@@ -58,7 +58,11 @@ fn advantages(case: &Case) -> Outcome {
     }
     let (r, groups) = (rewards.row_sums(), case.whole("group_ids")?);
     let norm = |spread| -> Result<Vec<f64>, Failure> {
-        Ok(group_norm(&r, &groups, &GroupNorm { epsilon: case.param("epsilon")?, spread })?)
+        Ok(group_norm(
+            &r,
+            &groups,
+            &GroupNorm { epsilon: case.param("epsilon")?, spread, lone_spread_f32: true },
+        )?)
     };
     let per_row = match estimator.as_str() {
         "grpo" => norm(Spread::Unbiased)?,
@@ -69,7 +73,11 @@ fn advantages(case: &Case) -> Outcome {
         "gpg" => gpg(&r, &groups, case.param("f_norm")?)?,
         "grpo_passk" => pass_at_k(&r, &groups, case.param("norm_by_std")?, case.param("epsilon")?)?,
         "reinforce_plus_plus_baseline" => {
-            let centred = group_norm(&r, &groups, &GroupNorm { epsilon: 0.0, spread: Spread::None })?;
+            let centred = group_norm(
+                &r,
+                &groups,
+                &GroupNorm { epsilon: 0.0, spread: Spread::None, ..GroupNorm::default() },
+            )?;
             let spread = Table::broadcast(&centred, &mask)?;
             let white = masked_whiten(&spread, &mask, &Whiten::default())?;
             let masked = white.values.iter().zip(&mask.values).map(|(a, m)| a * m).collect();
@@ -243,7 +251,7 @@ fn actor_loss(case: &Case) -> Outcome {
     let ids: Vec<u32> = case.whole("labels")?.iter().map(|&id| id as u32).collect();
     let ids = Tensor::from_vec(ids, b * t, logits.device())?;
     let flat = logits.as_tensor().reshape((b * t, v))?;
-    let (log_probs, entropy) = token_scores(&flat, &ids, case.param("temperature")?)?;
+    let TokenScores { log_probs, entropy } = token_scores(&flat, &ids, case.param("temperature")?)?;
     let (log_probs, entropy) = (log_probs.reshape((b, t))?, entropy.reshape((b, t))?);
     let (old, reference) = (case.tensor("old_log_probs")?, case.tensor("ref_log_probs")?);
     let (advantages, mask) = (case.table("advantages")?, case.table("response_mask")?);

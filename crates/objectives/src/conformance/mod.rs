@@ -2,8 +2,7 @@
 //!
 //! A file is `{ id, cases: [{ name, function, params, inputs, outputs, tolerance }] }`; a tensor is `{ shape, data }` or a
 //! plain list. Every case runs in f64 through the blocks of this crate; values and gradients are compared with
-//! |got - expected| <= tolerance * max(1, |expected|); advantages never more strictly than f32 rounding, 6e-8, because
-//! the authors' code holds some of their statistics in f32.
+//! |got - expected| <= tolerance * max(1, |expected|), with the file's own tolerance.
 
 mod base;
 mod case;

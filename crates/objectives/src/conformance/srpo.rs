@@ -1,6 +1,7 @@
 //! Cases of `srpo.json`.
 
 use candle_core::{Device, Tensor};
+use efference_ops::{TokenScores, token_scores};
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{GroupNorm, Spread, group_norm};
@@ -8,7 +9,6 @@ use crate::aggregation::{Aggregation, Normaliser};
 use crate::filter::AccuracyFilter;
 use crate::objective::{Objective, PolicyBatch};
 use crate::papers::srpo::{Progress, ProgressNorm, progress_rewards};
-use crate::scores::token_scores;
 use crate::shaping::place_terminal;
 use crate::surrogate::ClippedRatio;
 use crate::table::Table;
@@ -86,7 +86,7 @@ fn advantages(case: &Case) -> Outcome {
     let rewards = case.table("token_rewards")?.row_sums();
     let groups = case.whole("group_ids")?;
     let spread = |spread| -> Result<Vec<f64>, Failure> {
-        let settings = GroupNorm { epsilon: case.param("epsilon")?, spread };
+        let settings = GroupNorm { epsilon: case.param("epsilon")?, spread, ..GroupNorm::default() };
         Ok(Table::broadcast(&group_norm(&rewards, &groups, &settings)?, &mask)?.values)
     };
     Ok(Outputs::from([
@@ -169,7 +169,7 @@ fn action_log_probs(case: &Case) -> Outcome {
     let n = ids.len();
     let restricted = logits.as_tensor().reshape((n, vocab))?.narrow(1, first, bins)?;
     let ids = Tensor::from_vec(ids, n, &Device::Cpu)?;
-    let (log_probs, entropy) = token_scores(&restricted, &ids, case.param("temperature")?)?;
+    let TokenScores { log_probs, entropy } = token_scores(&restricted, &ids, case.param("temperature")?)?;
     let mask: Vec<f64> = (0..n).map(|i| f64::from(u8::from(i < executed))).collect();
     let mask = Tensor::from_vec(mask, n, &Device::Cpu)?;
     let (log_probs, entropy) = ((log_probs * &mask)?, (entropy * &mask)?);
