@@ -3,6 +3,7 @@
 //! - [`Env`]: reset, step, look, snapshot. Drawing is lazy: an image is made only when somebody asks for it.
 //! - [`VecEnv`]: many of them over threads; the results do not depend on how many threads.
 //! - [`tabletop`]: six manipulation tasks on one table, in MuJoCo.
+//! - [`robosuite`], [`robosuite_import`]: people's recorded demonstrations, replayed and made into episodes.
 //!
 //! ```no_run
 //! # fn main() -> efference_envs::Result<()> {
@@ -18,6 +19,8 @@
 
 mod env;
 mod error;
+pub mod robosuite;
+pub mod robosuite_import;
 pub mod tabletop;
 mod vec_env;
 

@@ -127,10 +127,12 @@ impl<'s> Collector<'s> {
                 });
             }
             // 3. the chunk, in parallel over environments
-            self.slots[..active].par_iter_mut().zip(chosen).try_for_each(|(slot, decision)| match decision {
-                Some(decision) => slot.act(decision, policy, options.keep_snapshots),
-                None => Ok(()),
-            })?;
+            self.slots[..active].par_iter_mut().zip(chosen).try_for_each(
+                |(slot, decision)| match decision {
+                    Some(decision) => slot.act(decision, policy, options.keep_snapshots),
+                    None => Ok(()),
+                },
+            )?;
             for slot in &mut self.slots[..active] {
                 if slot.playing.as_ref().is_some_and(|p| p.finished)
                     && let Some(playing) = slot.playing.take()
@@ -156,7 +158,7 @@ impl Slot {
         policy: &VlaPolicy,
         keep_snapshots: bool,
     ) -> Result<()> {
-        let failed = |source| Error::Env { task: plan.task.clone(), env_seed: plan.env_seed, source };
+        let failed = |source| env_error(plan, source);
         if !self.envs.contains_key(&plan.task) {
             self.envs.insert(plan.task.clone(), source.make(&plan.task).map_err(failed)?);
         }
@@ -179,7 +181,7 @@ impl Slot {
     fn look(&mut self, cameras: &[String], policy: &VlaPolicy) -> Result<Option<Look>> {
         let Some(playing) = &self.playing else { return Ok(None) };
         let plan = &playing.trajectory.plan;
-        let failed = |source| Error::Env { task: plan.task.clone(), env_seed: plan.env_seed, source };
+        let failed = |source| env_error(plan, source);
         let Some(env) = self.envs.get_mut(&plan.task) else { return Ok(None) };
         let side = policy.image_size();
         let mut pixels = Vec::with_capacity(cameras.len() * side * side * 3);
@@ -201,11 +203,7 @@ impl Slot {
         let trajectory = &mut playing.trajectory;
         let Some(env) = self.envs.get_mut(&trajectory.plan.task) else { return Ok(()) };
         for action in policy.decode_chunk(&decision.action_ids) {
-            let outcome = env.step(&action).map_err(|source| Error::Env {
-                task: trajectory.plan.task.clone(),
-                env_seed: trajectory.plan.env_seed,
-                source,
-            })?;
+            let outcome = env.step(&action).map_err(|source| env_error(&trajectory.plan, source))?;
             trajectory.finish_steps += 1;
             playing.proprio = outcome.observation.proprio;
             if keep_snapshots {
@@ -222,4 +220,8 @@ impl Slot {
         trajectory.decisions.push(decision);
         Ok(())
     }
+}
+
+fn env_error(plan: &EpisodePlan, source: efference_envs::Error) -> Error {
+    Error::Env { task: plan.task.clone(), env_seed: plan.env_seed, source: Box::new(source) }
 }

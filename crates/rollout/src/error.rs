@@ -12,7 +12,7 @@ pub enum Error {
         env_seed: u64,
         /// What it said.
         #[source]
-        source: efference_envs::Error,
+        source: Box<efference_envs::Error>,
     },
     /// The network failed.
     #[error("policy network")]
@@ -24,7 +24,9 @@ pub enum Error {
     #[error("fused operation")]
     Op(#[from] efference_ops::Error),
     /// Rollout and trainer disagree, so importance ratios would be wrong.
-    #[error("sampled and re-scored log-probabilities differ by {worst:e} (decision {decision}, token {token}); on this device they must agree within {allowed:e}")]
+    #[error(
+        "sampled and re-scored log-probabilities differ by {worst:e} (decision {decision}, token {token}); on this device they must agree within {allowed:e}"
+    )]
     RatioNotOne {
         /// Index of the decision in its batch.
         decision: usize,

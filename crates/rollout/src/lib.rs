@@ -1,8 +1,16 @@
 //! Turns a policy and environments into trajectories.
 //!
-//! Today only [`seeds`] is complete: where every random number of a run comes from. `policy.rs`, `collect.rs` and
-//! `trajectory.rs` are written and wait for the environment crate; they join this file with it.
+//! [`policy::VlaPolicy`] samples and scores action chunks through one forward path; [`collect::Collector`] plays planned
+//! episodes on many environments; [`seeds`] is where every random number comes from.
 
+pub mod collect;
+pub mod error;
+pub mod policy;
 pub mod seeds;
+pub mod trajectory;
 
+pub use collect::{CollectOptions, Collector, EnvSource};
+pub use error::{Error, Result};
+pub use policy::{Look, VlaPolicy};
 pub use seeds::{Purpose, seed_for};
+pub use trajectory::{Decision, EpisodePlan, Prompt, Trajectory};

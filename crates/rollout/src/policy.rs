@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use efference_nets::{
-    ParamStore, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action, pixels_from_rgb, sample_bins,
-    score_logits,
+    Choice, ParamStore, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action, pixels_from_rgb,
 };
 use efference_ops::TokenScores;
 
@@ -24,15 +23,6 @@ pub struct Look {
     pub proprio: [f32; 8],
     /// The instruction.
     pub prompt: Arc<Prompt>,
-}
-
-/// What it chose.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    /// Action bins, [K * A].
-    pub ids: Vec<u32>,
-    /// Natural log-probability of each at the sampling temperature (at temperature 1 when greedy), [K * A].
-    pub log_probs: Vec<f32>,
 }
 
 /// Network, weights, tokenizer and statistics.
@@ -96,7 +86,10 @@ impl VlaPolicy {
     ///
     /// # Errors
     /// A look has another number of bytes than the cameras need.
-    pub fn input<'l>(&self, looks: impl IntoIterator<Item = (&'l [u8], &'l [f32; 8], &'l Prompt)>) -> Result<VlaInput> {
+    pub fn input<'l>(
+        &self,
+        looks: impl IntoIterator<Item = (&'l [u8], &'l [f32; 8], &'l Prompt)>,
+    ) -> Result<VlaInput> {
         let config = self.net.config();
         let bytes = 3 * self.image_size() * self.image_size();
         let (mut images, mut proprio, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
@@ -123,12 +116,7 @@ impl VlaPolicy {
             return Ok(Vec::new());
         }
         let input = self.input(looks.iter().map(|l| (l.pixels.as_slice(), &l.proprio, &*l.prompt)))?;
-        let logits = self.net.forward(&input)?.detach(); // [B, K*A, 256]
-        let bins = sample_bins(&logits, temperature, seeds)?;
-        let rows: Vec<&[u32]> = bins.iter().map(Vec::as_slice).collect();
-        let at = if temperature > 0.0 { temperature } else { 1.0 };
-        let log_probs = score_logits(&logits, &rows, at)?.log_probs.to_vec2::<f32>()?;
-        Ok(bins.into_iter().zip(log_probs).map(|(ids, log_probs)| Choice { ids, log_probs }).collect())
+        Ok(self.net.sample(&input, temperature, seeds)?)
     }
 
     /// Log-probabilities and entropies of what was chosen, both [D, K*A] and differentiable.

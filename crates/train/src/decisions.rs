@@ -3,13 +3,43 @@
 use std::sync::Arc;
 
 use efference_data::{Episode, RgbImage};
-use efference_rollout::policy::{Look, VlaPolicy};
-use efference_rollout::trajectory::Prompt;
+use efference_rollout::{Look, VlaPolicy};
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::{Error, Result};
+/// Why a set of demonstrations cannot be learned from.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The policy looks through a camera that the demonstration has not.
+    #[error("a demonstration of `{task}` has no camera `{camera}`; it has: {}", present.join(", "))]
+    NoCamera {
+        /// The camera.
+        camera: String,
+        /// Cameras there are.
+        present: Vec<String>,
+        /// Task of the demonstration.
+        task: String,
+    },
+    /// Images of another size than the network reads.
+    #[error("images of camera `{camera}` are {}x{} px, the network reads {expected}x{expected}; make the demonstrations again at that size", got.0, got.1)]
+    FrameSize {
+        /// The camera.
+        camera: String,
+        /// Width and height, pixels.
+        got: (u32, u32),
+        /// Side the network reads, pixels.
+        expected: usize,
+    },
+    /// Nothing to learn from.
+    #[error("the demonstrations hold no frame to learn from")]
+    NoExamples,
+    /// The policy refused an instruction.
+    #[error("cannot tokenise an instruction")]
+    Policy(#[from] efference_rollout::Error),
+}
+
+type Result<T> = std::result::Result<T, Error>;
 
 /// One supervised example.
 #[derive(Clone, Debug)]
@@ -44,7 +74,7 @@ impl DecisionSet {
             for (frame, &step) in episode.frame_steps.iter().enumerate() {
                 let step = step as usize;
                 let pixels = views.iter().flat_map(|frames| frames[frame].as_raw().iter().copied()).collect();
-                let look = Look { pixels, proprio: episode.proprio[step], prompt: Arc::<Prompt>::clone(&prompt) };
+                let look = Look { pixels, proprio: episode.proprio[step], prompt: Arc::clone(&prompt) };
                 let targets = policy.encode_chunk(&chunk_after(episode, step, policy.chunk()));
                 examples.push(Example { look, targets });
             }
@@ -126,7 +156,70 @@ fn shifted(pixels: &[u8], size: usize, dx: i64, dy: i64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::shifted;
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::Device;
+    use efference_data::{EpisodeMeta, Source};
+    use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
+
+    fn policy() -> VlaPolicy {
+        let tokenizer = Tokenizer::built_in().unwrap();
+        let mut params = ParamStore::new(0, Device::Cpu);
+        let net = Vla::new(&mut params, &VlaConfig::quickstart(), tokenizer.special()).unwrap();
+        let (action_stats, proprio_stats) = (Quantiles::unit(7), Quantiles::unit(8));
+        VlaPolicy { net, params, tokenizer, action_stats, proprio_stats }
+    }
+
+    /// Ten steps that move ever further, with a frame at every third, and the gripper closed.
+    fn episode(side: u32) -> Episode {
+        let frame = |f: u8| RgbImage::from_pixel(side, side, image::Rgb([f, 0, 0]));
+        Episode {
+            meta: EpisodeMeta {
+                task: "t".into(),
+                instruction: "push the cube".into(),
+                seed: 0,
+                success: true,
+                source: Source::Scripted,
+                mujoco_version: "3.3.2".into(),
+                control_hz: 20.0,
+                extra: Default::default(),
+            },
+            cameras: ["a", "b"].map(|c| (c.to_string(), (0..4).map(frame).collect())).into(),
+            frame_steps: vec![0, 3, 6, 9],
+            proprio: (0..10).map(|t| [t as f32; 8]).collect(),
+            actions: (0..10).map(|t| [t as f32 / 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).collect(),
+            rewards: vec![0.0; 10],
+            states: None,
+        }
+    }
+
+    #[test]
+    fn an_example_is_what_was_seen_and_what_followed() {
+        let policy = policy();
+        let cameras = ["a".to_string(), "b".to_string()];
+        let set = DecisionSet::new(&[episode(64)], &cameras, &policy).unwrap();
+        assert_eq!((set.len(), set.examples()[2].look.proprio[0]), (4, 6.0));
+        assert_eq!(set.examples()[2].look.pixels.len(), 2 * 64 * 64 * 3);
+        assert_eq!(set.examples()[2].look.pixels[0], 2);
+        let chunk = policy.decode_chunk(&set.examples()[2].targets);
+        let x: Vec<f32> = chunk.iter().map(|action| (action[0] * 10.0).round()).collect();
+        assert_eq!(x, [6.0, 7.0, 8.0, 9.0, 0.0, 0.0, 0.0, 0.0], "after the end the arm rests");
+        assert!(chunk.iter().all(|action| action[6] > 0.99), "and the gripper keeps its command");
+        let draw =
+            |seed| set.draw(5, 2, seed).into_iter().map(|e| (e.look.pixels, e.targets)).collect::<Vec<_>>();
+        assert!(draw(1) == draw(1) && draw(1) != draw(2));
+    }
+
+    #[test]
+    fn unusable_demonstrations_are_named() {
+        let policy = policy();
+        let new = |episodes: &[Episode], camera: &str| {
+            DecisionSet::new(episodes, &[camera.to_string()], &policy).err().unwrap().to_string()
+        };
+        assert!(new(&[episode(64)], "c").contains("no camera `c`; it has: a, b"));
+        assert!(new(&[episode(32)], "a").contains("32x32 px, the network reads 64x64"));
+        assert!(new(&[], "a").contains("no frame"));
+    }
 
     #[test]
     fn a_shift_moves_pixels_and_repeats_edges() {

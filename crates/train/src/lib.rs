@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod decisions;
 pub mod metrics;
 pub mod report;
 pub mod run_dir;
