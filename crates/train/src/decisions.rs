@@ -36,7 +36,7 @@ pub enum Error {
     NoExamples,
     /// The policy refused an instruction.
     #[error("cannot tokenise an instruction")]
-    Policy(#[from] efference_rollout::Error),
+    Policy(#[source] Box<efference_rollout::Error>),
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -66,7 +66,7 @@ impl DecisionSet {
         let image_size = policy.image_size();
         let mut examples = Vec::new();
         for episode in episodes {
-            let prompt = policy.prompt(&episode.meta.instruction)?;
+            let prompt = policy.prompt(&episode.meta.instruction).map_err(|e| Error::Policy(Box::new(e)))?;
             let views = cameras
                 .iter()
                 .map(|name| view(episode, name, image_size))
