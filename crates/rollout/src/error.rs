@@ -16,13 +16,10 @@ pub enum Error {
     },
     /// The network failed.
     #[error("policy network")]
-    Net(#[from] efference_nets::Error),
+    Net(#[source] Box<efference_nets::Error>),
     /// A tensor operation failed.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
-    /// A fused operation failed.
-    #[error("fused operation")]
-    Op(#[from] efference_ops::Error),
     /// Rollout and trainer disagree, so importance ratios would be wrong.
     #[error(
         "sampled and re-scored log-probabilities differ by {worst:e} (decision {decision}, token {token}); on this device they must agree within {allowed:e}"
@@ -37,6 +34,12 @@ pub enum Error {
         /// Largest difference that is accepted.
         allowed: f32,
     },
+}
+
+impl From<efference_nets::Error> for Error {
+    fn from(error: efference_nets::Error) -> Self {
+        Self::Net(Box::new(error))
+    }
 }
 
 /// Results of this crate.
