@@ -27,5 +27,5 @@ pub use params::{Init, ParamPath, ParamStore};
 pub use pixels::pixels_from_rgb;
 pub use sampling::sample_bins;
 pub use sft::action_nll;
-pub use tokenizer::{PromptIds, Tokenizer, prompt_text};
+pub use tokenizer::{BUILT_IN_TOKENIZER, PromptIds, Tokenizer, prompt_text};
 pub use vla::{Choice, SpecialIds, Vla, VlaInput, score_logits};

@@ -35,7 +35,8 @@ pub fn action_nll(logits: &Tensor, bins: &[&[u32]], smoothing_bins: f64) -> Resu
         let ids = Tensor::from_vec(ids, b * t, logits.device())?;
         ops::cross_entropy(&flat, &ids, None)?
     } else {
-        let targets: Vec<f32> = ids.iter().flat_map(|&id| gaussian(id as usize, smoothing_bins, v)).collect();
+        let rows: Vec<Vec<f32>> = (0..v).map(|centre| gaussian(centre, smoothing_bins, v)).collect();
+        let targets: Vec<f32> = ids.iter().flat_map(|&id| &rows[id as usize]).copied().collect();
         let targets = Tensor::from_vec(targets, (b * t, v), logits.device())?.to_dtype(logits.dtype())?;
         ops::cross_entropy_soft(&flat, &targets)?
     };

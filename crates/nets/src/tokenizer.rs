@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::vla::SpecialIds;
 
 /// The byte-level BPE shipped with the project (`assets/tokenizer.json`, made by `examples/make_tokenizer.rs`).
-const BUILT_IN: &str = include_str!("../../../assets/tokenizer.json");
+pub const BUILT_IN_TOKENIZER: &str = include_str!("../../../assets/tokenizer.json");
 
 /// Wraps a Hugging Face tokenizer with what the policy needs of it.
 pub struct Tokenizer {
@@ -31,7 +31,7 @@ impl Tokenizer {
     /// # Errors
     /// Never with the shipped file; the type says so anyway because parsing can fail.
     pub fn built_in() -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(BUILT_IN.as_bytes());
+        let inner = tokenizers::Tokenizer::from_bytes(BUILT_IN_TOKENIZER.as_bytes());
         Self::wrap(inner, "the built-in tokenizer")
     }
 

@@ -10,6 +10,7 @@ mod check;
 mod embedding;
 mod error;
 mod float;
+pub mod host;
 mod linear;
 mod matmul;
 mod norm;

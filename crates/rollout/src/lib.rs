@@ -4,12 +4,14 @@
 //! episodes on many environments; [`seeds`] is where every random number comes from.
 
 pub mod collect;
+pub mod demonstrate;
 pub mod error;
 pub mod policy;
 pub mod seeds;
 pub mod trajectory;
 
 pub use collect::{CollectOptions, Collector, EnvSource};
+pub use demonstrate::demonstrate;
 pub use error::{Error, Result};
 pub use policy::{Look, VlaPolicy};
 pub use seeds::{Purpose, seed_for};

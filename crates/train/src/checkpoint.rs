@@ -212,6 +212,9 @@ pub struct TrainState {
     /// State of the objective's blocks that outlives a step.
     #[serde(default)]
     pub algorithm: Value,
+    /// Success tables measured so far, in order.
+    #[serde(default)]
+    pub evals: Vec<crate::evaluate::EvalTable>,
     /// Evaluation that decides which checkpoint is best; higher is better.
     #[serde(default)]
     pub score: Option<f64>,

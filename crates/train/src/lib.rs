@@ -3,7 +3,19 @@
 pub mod checkpoint;
 pub mod config;
 pub mod decisions;
+pub mod error;
+pub mod evaluate;
+pub mod heldout;
 pub mod metrics;
+pub mod optimise;
+pub mod progress;
+pub mod record;
 pub mod report;
+pub mod rl;
+pub mod run;
 pub mod run_dir;
+pub mod supervised;
 pub mod tensorboard;
+pub mod world;
+
+pub use error::{Error, Result};

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Named numbers of one update, in alphabetical order. See [`crate::metrics`] for the names.
 pub type Values = BTreeMap<String, f64>;
 
 /// Success on one task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskScore {
     /// Task id, for example `press_button`.
     pub task: String,

@@ -27,6 +27,19 @@ pub const EVAL_STATES: usize = 50;
 /// The cameras of the scene: from the front, and from the hand.
 pub const CAMERAS: [&str; 2] = ["agentview", "wrist"];
 
+/// Range of each proprioception number in this scene, with a margin: gripper position (metres), tilts and turn
+/// (axis-angle, radians), finger positions (metres). Fixed, so that it is the same for every policy of the suite.
+pub const PROPRIO_RANGE: [[f64; 2]; 8] = [
+    [-0.20, 0.24],
+    [-0.40, 0.34],
+    [0.0, 0.30],
+    [-0.3, 0.3],
+    [-0.3, 0.3],
+    [-0.6, 0.6],
+    [0.0, 0.045],
+    [-0.045, 0.0],
+];
+
 /// Evaluation seeds have this bit, training seeds do not.
 const EVAL_BIT: u64 = 1 << 40;
 

@@ -6,22 +6,22 @@ fn owned(words: &[&str]) -> Vec<String> {
 
 /// Environment suites.
 pub(super) fn suites() -> Vec<String> {
-    owned(&["tabletop"])
+    owned(&["tabletop", crate::world::DATASET_SUITE])
 }
 
 /// Tasks of the suites.
 pub(super) fn tasks() -> Vec<String> {
-    vec![]
+    owned(&efference_envs::tabletop::Task::ids())
 }
 
 /// Named network shapes.
 pub(super) fn model_presets() -> Vec<String> {
-    owned(&["quickstart"])
+    owned(&["quickstart", "openvla_oft_7b"])
 }
 
 /// Objectives that have a preset.
 pub(super) fn algorithms() -> Vec<String> {
-    owned(&["grpo", "srpo"])
+    efference_objectives::registry::algorithms().iter().map(|card| card.id.to_string()).collect()
 }
 
 /// Learning-rate schedules of `efference_ops`.

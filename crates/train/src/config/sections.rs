@@ -73,6 +73,8 @@ settings! {
         pub schedule: String = "cosine".into(), Check::OneOf(names::schedules);
         /// Global gradient norm above which the gradient is scaled down; 0 turns clipping off.
         pub max_grad_norm: f64 = 1.0, MAYBE;
+        /// Standard deviation, in action bins, of the Gaussian that replaces the one-hot target; 0 is one-hot.
+        pub label_smoothing_bins: f64 = 0.0, Check::In(Range::between(0.0, 64.0));
     }
 }
 
@@ -83,6 +85,8 @@ settings! {
         pub demos: String = "expert".into();
         /// Demonstrations per task; 0 takes all of a stored set.
         pub demos_per_task: usize = 1, MAYBE;
+        /// Demonstrations per task, the last ones of a stored set, that are kept out and scored after the stage.
+        pub holdout: usize = 0, MAYBE;
         /// Optimiser steps.
         pub steps: usize = 600, COUNT;
         /// Decisions (image, instruction, chunk) per step.
@@ -159,8 +163,8 @@ settings! {
 settings! {
     /// `[eval]`: success on held-out initial states.
     pub struct EvalConfig {
-        /// Episodes per task; the suites hold 50 fixed states per task.
-        pub episodes_per_task: usize = 50, COUNT;
+        /// Episodes per task; the suites hold 50 fixed states per task. 0 evaluates nothing.
+        pub episodes_per_task: usize = 50, MAYBE;
         /// Evaluate every so many RL iterations; 0 evaluates only before and after.
         pub every: usize = 0, MAYBE;
         /// Sampling temperature; 0 takes the most likely action.
@@ -171,8 +175,10 @@ settings! {
 settings! {
     /// `[checkpoint]`: what is kept on disk.
     pub struct CheckpointConfig {
-        /// Save every so many updates (SFT steps or RL iterations); stages always save at their end.
+        /// Save every so many RL iterations; stages always save at their end.
         pub every: usize = 10, COUNT;
+        /// Save every so many optimiser steps of the supervised stages.
+        pub every_steps: usize = 200, COUNT;
         /// Newest checkpoints to keep.
         pub keep_last: usize = 2, COUNT;
         /// Also keep the checkpoint with the best evaluation.

@@ -1,0 +1,129 @@
+//! What can go wrong in a run.
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::decisions;
+use crate::metrics::MetricsError;
+use crate::run_dir::RunDirError;
+
+/// Errors of a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A setting that belongs to another part (the network's shape, an algorithm's preset, a task) was refused there.
+    #[error("setting `{section}` is not usable")]
+    Setting {
+        /// Section of the configuration.
+        section: &'static str,
+        /// What that part said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The run folder.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(Box<CheckpointError>),
+    /// The metrics log.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A file of the run could not be written.
+    #[error(transparent)]
+    Write(#[from] efference_data::atomic::Error),
+    /// Stored demonstrations.
+    #[error("demonstrations")]
+    Data(#[from] Box<efference_data::Error>),
+    /// Demonstrations that the policy cannot learn from.
+    #[error(transparent)]
+    Examples(#[from] decisions::Error),
+    /// A rollout.
+    #[error("rollout")]
+    Rollout(#[from] Box<efference_rollout::Error>),
+    /// An environment outside a rollout.
+    #[error("environment")]
+    Env(#[from] Box<efference_envs::Error>),
+    /// The objective.
+    #[error("objective")]
+    Objective(#[from] efference_objectives::Error),
+    /// The network.
+    #[error("policy network")]
+    Net(#[from] Box<efference_nets::Error>),
+    /// A fused operation or the optimiser.
+    #[error("tensor operation")]
+    Op(#[from] efference_ops::Error),
+    /// A tensor operation.
+    #[error("tensor operation")]
+    Tensor(#[from] candle_core::Error),
+    /// Weights that are marked trainable but that the loss does not reach would silently stay as they are.
+    #[error(
+        "{} trainable weights got no gradient in the first update of stage `{stage}`: {}; freeze them or mend the network",
+        names.len(), some(names)
+    )]
+    Unreached {
+        /// Stage of the run.
+        stage: &'static str,
+        /// Names of the weights.
+        names: Vec<String>,
+    },
+    /// Updates went wrong again and again.
+    #[error(
+        "{count} updates in a row of stage `{stage}` had gradients that are not finite; the last good checkpoint is kept. \
+         Lower `{stage}.lr` or `{stage}.max_grad_norm`"
+    )]
+    Diverged {
+        /// Stage of the run.
+        stage: &'static str,
+        /// How many.
+        count: u64,
+    },
+    /// The run to be resumed was made with other settings.
+    #[error(
+        "the checkpoint `{}` belongs to other settings than this run's config.toml; a resumed run may only change \
+         `run.threads`, `rl.minutes`, [checkpoint] and [record]", path.display()
+    )]
+    OtherConfig {
+        /// The checkpoint.
+        path: std::path::PathBuf,
+    },
+    /// The worker threads.
+    #[error("cannot start {threads} worker threads")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// Why.
+        #[source]
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<CheckpointError> for Error {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(Box::new(error))
+    }
+}
+
+macro_rules! boxed {
+    ($($ty:ty),*) => {$(
+        impl From<$ty> for Error {
+            fn from(error: $ty) -> Self {
+                Box::new(error).into()
+            }
+        }
+    )*};
+}
+boxed!(efference_data::Error, efference_rollout::Error, efference_envs::Error, efference_nets::Error);

@@ -1,0 +1,177 @@
+//! One optimiser step and what guards it.
+
+use efference_nets::ParamStore;
+use efference_ops::{AdamW, AdamWConfig, Grads, ParamGroup, Schedule, clip_grad_norm};
+
+use crate::checkpoint::Tensors;
+use crate::config::{PretrainConfig, RlConfig, SftConfig};
+use crate::error::{Error, Result};
+
+/// Settings that all stages share.
+#[derive(Clone, Debug)]
+pub struct OptimiserSettings {
+    /// Stage of the run, for messages.
+    pub stage: &'static str,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Learning rate over updates.
+    pub schedule: Schedule,
+}
+
+fn schedule(kind: &str, warmup_steps: usize, total_steps: usize) -> Schedule {
+    let warmup_steps = warmup_steps as u64;
+    match kind {
+        "cosine" => Schedule::Cosine {
+            warmup_steps,
+            total_steps: (total_steps as u64).max(warmup_steps + 1),
+            final_factor: 0.0,
+        },
+        _ => Schedule::Constant { warmup_steps },
+    }
+}
+
+macro_rules! settings_of {
+    ($config:expr, $stage:expr, $total:expr) => {
+        Self {
+            stage: $stage,
+            lr: $config.lr,
+            weight_decay: $config.weight_decay,
+            max_grad_norm: $config.max_grad_norm,
+            schedule: schedule(&$config.schedule, $config.warmup_steps, $total),
+        }
+    };
+}
+
+impl OptimiserSettings {
+    /// Of `[pretrain]`.
+    pub fn pretrain(config: &PretrainConfig) -> Self {
+        settings_of!(config, "pretrain", config.steps)
+    }
+
+    /// Of `[sft]`.
+    pub fn sft(config: &SftConfig) -> Self {
+        settings_of!(config, "sft", config.steps)
+    }
+
+    /// Of `[rl]`. A decaying schedule ends where all iterations with all groups kept would end.
+    pub fn rl(config: &RlConfig) -> Self {
+        let per_iteration = config.epochs * (config.prompts * config.group).div_ceil(config.mini_batch);
+        settings_of!(config, "rl", config.iterations * per_iteration)
+    }
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepReport {
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this update.
+    pub lr: f64,
+    /// Whether the update was left out, because a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// AdamW with schedule, clipping, and two guards: gradients that are not finite change nothing, and before the first
+/// update every trainable weight must have received a gradient.
+pub struct Optimiser {
+    adamw: AdamW,
+    settings: OptimiserSettings,
+    max_norm: f64,
+    updates: u64,
+    skipped: u64,
+    skipped_in_a_row: u64,
+    reach_checked: bool,
+}
+
+/// So many updates in a row that are not finite end the run.
+const PATIENCE: u64 = 10;
+
+impl Optimiser {
+    /// For all trainable weights of `params`.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(params: &ParamStore, settings: OptimiserSettings) -> Result<Self> {
+        settings.schedule.validate()?;
+        let groups = ParamGroup::split(params.trainable(), settings.weight_decay, ParamStore::decays);
+        let max_norm = if settings.max_grad_norm > 0.0 { settings.max_grad_norm } else { f64::INFINITY };
+        let adamw = AdamW::new(groups, AdamWConfig::default())?;
+        Ok(Self {
+            adamw,
+            settings,
+            max_norm,
+            updates: 0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            reach_checked: false,
+        })
+    }
+
+    /// Steps so far that were left out.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Clips and applies `grads`.
+    ///
+    /// # Errors
+    /// [`Error::Unreached`] in the first update, [`Error::Diverged`] when too many in a row were not finite.
+    pub fn step(&mut self, grads: &mut Grads) -> Result<StepReport> {
+        let norm = clip_grad_norm(grads, self.max_norm)?;
+        let lr = self.settings.lr * self.settings.schedule.factor(self.updates);
+        if !norm.finite {
+            self.skipped += 1;
+            self.skipped_in_a_row += 1;
+            if self.skipped_in_a_row >= PATIENCE {
+                return Err(Error::Diverged { stage: self.settings.stage, count: self.skipped_in_a_row });
+            }
+            return Ok(StepReport { grad_norm: norm.norm, lr, skipped: true });
+        }
+        self.skipped_in_a_row = 0;
+        // A batch in which nothing is better than anything else has no gradient at all, which says nothing about reach.
+        if !self.reach_checked && norm.norm > 0.0 {
+            let names = grads.unreached(self.adamw.names());
+            if !names.is_empty() {
+                return Err(Error::Unreached { stage: self.settings.stage, names });
+            }
+            self.reach_checked = true;
+        }
+        self.adamw.step(grads, lr)?;
+        self.updates += 1;
+        Ok(StepReport { grad_norm: norm.norm, lr, skipped: false })
+    }
+
+    /// Moments, for a checkpoint.
+    ///
+    /// # Errors
+    /// No memory for the copy.
+    pub fn state(&self) -> Result<Tensors> {
+        Ok(self.adamw.state()?)
+    }
+
+    /// Counts, for a checkpoint.
+    pub fn counters(&self) -> [(String, u64); 4] {
+        let checked = u64::from(self.reach_checked);
+        let counts = [self.updates, self.skipped, self.skipped_in_a_row, checked];
+        std::array::from_fn(|i| (format!("optimiser/{}", COUNTERS[i]), counts[i]))
+    }
+
+    /// Takes over moments and counts of a checkpoint.
+    ///
+    /// # Errors
+    /// Tensors that do not belong to these weights.
+    pub fn restore(&mut self, state: &Tensors, counters: &std::collections::BTreeMap<String, u64>) -> Result<()> {
+        self.adamw.load_state(state)?;
+        let count = |name: &str| counters.get(&format!("optimiser/{name}")).copied().unwrap_or(0);
+        [self.updates, self.skipped, self.skipped_in_a_row] =
+            [count(COUNTERS[0]), count(COUNTERS[1]), count(COUNTERS[2])];
+        self.reach_checked = count(COUNTERS[3]) != 0;
+        Ok(())
+    }
+}
+
+const COUNTERS: [&str; 4] = ["updates", "skipped", "skipped_in_a_row", "reach_checked"];

@@ -1,0 +1,517 @@
+//! A whole run: its stages in order, each from where the last checkpoint stands.
+//!
+//! Everything random is a function of (run seed, purpose, place), so the position of a run is two numbers: stage and
+//! update within the stage. A checkpoint holds them with weights and moments, and what a resumed run does next is
+//! exactly what the unbroken one would have done.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use efference_nets::Quantiles;
+use efference_rollout::{Purpose, VlaPolicy, seed_for};
+use serde::Serialize;
+
+use crate::checkpoint::{Checkpoint, Checkpointer, Identity, Tensors, TrainState};
+use crate::config::{PretrainConfig, RlConfig, SftConfig, TrainConfig};
+use crate::decisions::DecisionSet;
+use crate::error::{Error, Result};
+use crate::evaluate::{EvalTable, evaluate};
+use crate::heldout::{self, HeldOut};
+use crate::metrics::{self, MetricsLog, Record};
+use crate::optimise::{Optimiser, OptimiserSettings};
+use crate::record::Album;
+use crate::report::{Event, Reporter, StopFlag, TaskScore, Values};
+use crate::rl::Rl;
+use crate::run_dir::{RunDir, Taken};
+use crate::supervised::{self, PlayScenes};
+use crate::tensorboard::EventFile;
+use crate::world::{self, DATASET_SUITE, Tabletop};
+
+/// What came out of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The run folder.
+    pub run: PathBuf,
+    /// Whether all stages are done; if not, the run was stopped and can be resumed.
+    pub finished: bool,
+    /// Updates done, over all stages.
+    pub step: u64,
+    /// Success tables in order.
+    pub evals: Vec<EvalTable>,
+    /// Likelihood of the held-out demonstrations, if there are any.
+    pub held_out: Option<HeldOut>,
+    /// Seconds spent in each stage, including earlier sittings.
+    pub seconds: std::collections::BTreeMap<String, f64>,
+    /// Version of the simulator.
+    pub mujoco_version: String,
+}
+
+impl Summary {
+    /// The table of this label.
+    pub fn eval(&self, label: &str) -> Option<&EvalTable> {
+        self.evals.iter().rev().find(|table| table.label == label)
+    }
+}
+
+/// Starts a run in a new folder.
+///
+/// # Errors
+/// [`Error`]; what was finished before is in the folder's last checkpoint.
+pub fn start(config: &TrainConfig, taken: Taken, reporter: &dyn Reporter, stop: &StopFlag) -> Result<Summary> {
+    // Everything that can be refused is refused before a folder is made.
+    let parts = Parts::new(config)?;
+    let dir = RunDir::create(config, taken)?;
+    let run = Run::open(dir, config.clone(), parts, None, reporter, stop)?;
+    in_pool(config.run.threads, || run.go())
+}
+
+/// Continues a run from its last checkpoint; `overrides` may change what does not change results.
+///
+/// # Errors
+/// As [`start`]; [`Error::OtherConfig`].
+pub fn resume(root: &Path, overrides: &[String], reporter: &dyn Reporter, stop: &StopFlag) -> Result<Summary> {
+    let (dir, config) = RunDir::resume(root, overrides)?;
+    let parts = Parts::new(&config)?;
+    let checkpoint = match Checkpoint::load(root) {
+        // Killed before the first checkpoint: begin again.
+        Err(crate::checkpoint::CheckpointError::Empty { .. }) => None,
+        other => Some(other?),
+    };
+    if let Some(checkpoint) = &checkpoint {
+        if checkpoint.state.config != config.fingerprint()? {
+            return Err(Error::OtherConfig { path: checkpoint.path.clone() });
+        }
+        checkpoint.require(&parts.identity)?;
+        world::load(&parts.policy, &checkpoint.path, &checkpoint.model)?;
+    }
+    let threads = config.run.threads;
+    let run = Run::open(dir, config, parts, checkpoint, reporter, stop)?;
+    in_pool(threads, || run.go())
+}
+
+/// Runs `work` on `threads` threads; 0 takes all cores.
+///
+/// # Errors
+/// The threads cannot be started, or what `work` says.
+pub fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|source| Error::Threads { threads, source })?.install(work)
+}
+
+/// What the configuration stands for.
+struct Parts {
+    world: Option<Tabletop>,
+    policy: VlaPolicy,
+    identity: Identity,
+    /// Demonstrations to learn from and held out, of the `[sft]` stage.
+    demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
+}
+
+impl Parts {
+    fn new(config: &TrainConfig) -> Result<Self> {
+        let dataset = config.env.suite == DATASET_SUITE;
+        let world = if dataset { None } else { Some(Tabletop::new(&config.env)?) };
+        if let (Some(rl), Some(world)) = (&config.rl, &world) {
+            Rl::new(world, rl, config.run.seed)?; // refuses unusable settings now
+        }
+        let demos = match &config.sft {
+            Some(sft) => supervised::demonstrations(config, sft, world.as_ref())?,
+            None => Default::default(),
+        };
+        let stats = if dataset { proprio_of(&demos.0)? } else { world::tabletop_proprio() };
+        let policy = world::policy(config, stats)?;
+        let identity = world::identity(config, &policy);
+        Ok(Self { world, policy, identity, demos })
+    }
+}
+
+/// The suite of stored demonstrations takes its range of proprioception from those it learns from.
+fn proprio_of(episodes: &[efference_data::Episode]) -> Result<Quantiles> {
+    let rows: Vec<Vec<f64>> =
+        episodes.iter().flat_map(|e| &e.proprio).map(|row| row.map(f64::from).to_vec()).collect();
+    Ok(Quantiles::from_rows(&rows)?)
+}
+
+struct Run<'r> {
+    dir: RunDir,
+    config: TrainConfig,
+    world: Option<Tabletop>,
+    policy: VlaPolicy,
+    identity: Identity,
+    demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
+    log: MetricsLog,
+    events: EventFile,
+    checkpointer: Checkpointer,
+    album: Album,
+    state: TrainState,
+    /// Moments of the stage in progress, taken from the checkpoint when the stage continues.
+    moments: Tensors,
+    began: Instant,
+    earlier_secs: f64,
+    reporter: &'r dyn Reporter,
+    stop: &'r StopFlag,
+}
+
+/// How a stage ended.
+#[derive(PartialEq)]
+enum End {
+    Done,
+    Stopped,
+}
+
+const ELAPSED: &str = "seconds/all";
+
+impl<'r> Run<'r> {
+    fn open(
+        dir: RunDir,
+        config: TrainConfig,
+        parts: Parts,
+        checkpoint: Option<Checkpoint>,
+        reporter: &'r dyn Reporter,
+        stop: &'r StopFlag,
+    ) -> Result<Self> {
+        let checkpointer = Checkpointer::open(&dir.checkpoints(), &config.checkpoint)?;
+        let (state, moments) = match checkpoint {
+            Some(checkpoint) => (checkpoint.state, checkpoint.optimizer),
+            None => (TrainState { config: config.fingerprint()?, ..TrainState::default() }, Tensors::new()),
+        };
+        let log = MetricsLog::resume(&dir.metrics_file(), state.metrics_bytes)?;
+        let past = metrics::read(&dir.metrics_file())?;
+        let events = EventFile::create(&dir.events_file(), &past)?;
+        let album = Album::open(dir.root(), &config, state.step > 0, reporter);
+        let earlier_secs = state.numbers.get(ELAPSED).copied().unwrap_or(0.0);
+        let Parts { world, policy, identity, demos } = parts;
+        dir.write_config(&config)?;
+        Ok(Self {
+            dir,
+            config,
+            world,
+            policy,
+            identity,
+            demos,
+            log,
+            events,
+            checkpointer,
+            album,
+            state,
+            moments,
+            began: Instant::now(),
+            earlier_secs,
+            reporter,
+            stop,
+        })
+    }
+
+    fn go(mut self) -> Result<Summary> {
+        let result = self.stages();
+        // Pictures and tables are for people: they are written whatever happened, and never hide what happened.
+        let finished = matches!(result, Ok(End::Done));
+        let summary = self.summary(finished);
+        let closing = self.close(&summary);
+        result?;
+        closing?;
+        Ok(summary)
+    }
+
+    fn stages(&mut self) -> Result<End> {
+        let config = self.config.clone();
+        type Stage<'a> = (&'static str, Box<dyn Fn(&mut Run<'_>) -> Result<End> + 'a>);
+        let mut stages: Vec<Stage<'_>> = Vec::new();
+        if let Some(pretrain) = &config.pretrain {
+            stages.push(("pretrain", Box::new(move |run| run.pretrain(pretrain))));
+        }
+        if let Some(sft) = &config.sft {
+            stages.push(("sft", Box::new(move |run| run.sft(sft))));
+        }
+        if let Some(rl) = &config.rl {
+            stages.push(("rl", Box::new(move |run| run.rl(rl))));
+        }
+        let at = stages.iter().position(|(name, _)| *name == self.state.stage);
+        let first = if self.state.stage == "done" { stages.len() } else { at.unwrap_or(0) };
+        for (name, stage) in &stages[first..] {
+            if self.state.stage != *name {
+                self.state.stage = (*name).into();
+                self.state.stage_step = 0;
+                self.moments = Tensors::new();
+            }
+            let began = Instant::now();
+            let end = stage(self)?;
+            *self.state.numbers.entry(format!("seconds/{name}")).or_default() += began.elapsed().as_secs_f64();
+            if end == End::Stopped {
+                return Ok(End::Stopped);
+            }
+        }
+        if self.state.stage != "done" {
+            self.state.stage = "done".into();
+            self.state.stage_step = 0;
+            self.save(Tensors::new())?;
+        }
+        Ok(End::Done)
+    }
+
+    fn pretrain(&mut self, config: &PretrainConfig) -> Result<End> {
+        let Some(world) = self.world.take() else { return Err(no_simulator("pretrain")) };
+        let play = PlayScenes::new(&world, self.policy.chunk(), config.samples, self.config.run.seed);
+        self.world = Some(world);
+        let play = play?;
+        let settings = OptimiserSettings::pretrain(config);
+        self.supervised("pretrain", settings, config.steps, |run, step, optimiser| {
+            let examples = play.draw(&run.policy, step * config.batch as u64, config.batch)?;
+            supervised::update(&run.policy, optimiser, &examples, config.label_smoothing_bins)
+        })
+    }
+
+    fn sft(&mut self, config: &SftConfig) -> Result<End> {
+        let cameras: Vec<String> = match &self.world {
+            Some(world) => world.cameras.clone(),
+            None => self.demos.0.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
+        };
+        let set = DecisionSet::new(&self.demos.0, &cameras, &self.policy)?;
+        let held_out = match self.demos.1.as_slice() {
+            [] => None,
+            episodes => Some(DecisionSet::new(episodes, &cameras, &self.policy)?),
+        };
+        let settings = OptimiserSettings::sft(config);
+        let seed = self.config.run.seed;
+        let end = self.supervised("sft", settings, config.steps, |run, step, optimiser| {
+            let seed = seed_for(seed, Purpose::DataOrder, &[step]);
+            let examples = set.draw(config.batch, config.augment_shift_px, seed);
+            let mut values =
+                supervised::update(&run.policy, optimiser, &examples, config.label_smoothing_bins)?;
+            let last = step + 1 == config.steps as u64;
+            if let Some(held_out) = &held_out
+                && (last || (step + 1) % heldout::EVERY == 0)
+            {
+                let score = heldout::score(&run.policy, &set, held_out)?;
+                values.insert("heldout_nll".into(), score.nll);
+                if last {
+                    run.state.numbers.extend(score.to_numbers());
+                }
+            }
+            Ok(values)
+        })?;
+        if end == End::Done && self.config.rl.is_none() && !self.evaluate("after_sft")? {
+            return Ok(End::Stopped);
+        }
+        Ok(end)
+    }
+
+    /// Steps of a stage that learns from examples.
+    fn supervised(
+        &mut self,
+        stage: &'static str,
+        settings: OptimiserSettings,
+        steps: usize,
+        mut one: impl FnMut(&mut Self, u64, &mut Optimiser) -> Result<Values>,
+    ) -> Result<End> {
+        let mut optimiser = self.optimiser(settings)?;
+        self.announce(stage, "step", steps as u64);
+        while self.state.stage_step < steps as u64 {
+            let values = one(self, self.state.stage_step, &mut optimiser)?;
+            self.advance(stage, values, &optimiser)?;
+            let done = self.state.stage_step;
+            let stop = self.stop.requested();
+            if stop || done == steps as u64 || done.is_multiple_of(self.config.checkpoint.every_steps as u64) {
+                self.save(optimiser.state()?)?;
+            }
+            if stop {
+                return Ok(End::Stopped);
+            }
+        }
+        Ok(End::Done)
+    }
+
+    fn rl(&mut self, config: &RlConfig) -> Result<End> {
+        let Some(world) = self.world.take() else { return Err(no_simulator("rl")) };
+        let end = self.rl_in(&world, config);
+        self.world = Some(world);
+        end
+    }
+
+    fn rl_in(&mut self, world: &Tabletop, config: &RlConfig) -> Result<End> {
+        let mut optimiser = self.optimiser(OptimiserSettings::rl(config))?;
+        if self.state.stage_step == 0 && !self.has_eval("before_rl") {
+            if !self.evaluate_in(world, "before_rl")? {
+                return Ok(End::Stopped);
+            }
+            self.save(optimiser.state()?)?;
+        }
+        let mut rl = Rl::new(world, config, self.config.run.seed)?;
+        const CLOCK: &str = "rl/clock_secs";
+        let before = self.state.numbers.get(CLOCK).copied().unwrap_or(0.0);
+        let mut evaluating = 0.0;
+        let began = Instant::now();
+        self.announce("rl", "iteration", config.iterations as u64);
+        while self.state.stage_step < config.iterations as u64 {
+            let i = self.state.stage_step;
+            let Some(iteration) = rl.iteration(i, &self.policy, &mut optimiser, self.stop)? else {
+                self.save(optimiser.state()?)?;
+                return Ok(End::Stopped);
+            };
+            let clock = before + began.elapsed().as_secs_f64() - evaluating;
+            self.state.numbers.insert(CLOCK.into(), clock);
+            let mut values = iteration.values;
+            values.insert("time/rl_secs".into(), clock);
+            self.advance("rl", values, &optimiser)?;
+            self.album.iteration(world, &self.policy, self.state.stage_step, &iteration.trajectories, &iteration.scores);
+            let done = self.state.stage_step;
+            let over = config.minutes.is_some_and(|minutes| clock >= 60.0 * minutes);
+            let last = over || done == config.iterations as u64;
+            let every = self.config.eval.every as u64;
+            if !last && every > 0 && done.is_multiple_of(every) {
+                let pause = Instant::now();
+                if !self.evaluate_in(world, "iteration")? {
+                    self.save(optimiser.state()?)?;
+                    return Ok(End::Stopped);
+                }
+                evaluating += pause.elapsed().as_secs_f64();
+                self.save(optimiser.state()?)?;
+            } else if self.stop.requested() || last || done.is_multiple_of(self.config.checkpoint.every as u64) {
+                self.save(optimiser.state()?)?;
+            }
+            if self.stop.requested() {
+                return Ok(End::Stopped);
+            }
+            if over {
+                let minutes = clock / 60.0;
+                self.reporter.note(format!("rl: {done} iterations in {minutes:.1} minutes, the limit of `rl.minutes`"));
+                break;
+            }
+        }
+        if !self.has_eval("after_rl") && !self.evaluate_in(world, "after_rl")? {
+            return Ok(End::Stopped);
+        }
+        Ok(End::Done)
+    }
+
+    /// An optimiser for the stage in progress, continued if the checkpoint has one.
+    fn optimiser(&mut self, settings: OptimiserSettings) -> Result<Optimiser> {
+        let mut optimiser = Optimiser::new(&self.policy.params, settings)?;
+        let moments = std::mem::take(&mut self.moments);
+        if !moments.is_empty() {
+            optimiser.restore(&moments, &self.state.counters)?;
+        }
+        Ok(optimiser)
+    }
+
+    fn announce(&self, name: &str, unit: &str, total: u64) {
+        let (name, unit) = (name.to_string(), unit.to_string());
+        self.reporter.report(&Event::Stage { name, unit, total, done: self.state.stage_step });
+    }
+
+    /// One update is done: count it, log it, tell it.
+    fn advance(&mut self, stage: &str, values: Values, optimiser: &Optimiser) -> Result<()> {
+        self.state.step += 1;
+        self.state.stage_step += 1;
+        self.state.score = None; // measured with other weights
+        self.state.counters.extend(optimiser.counters());
+        self.log(stage, values)?;
+        self.reporter.report(&Event::Progress { done: self.state.stage_step });
+        Ok(())
+    }
+
+    fn log(&mut self, stage: &str, mut values: Values) -> Result<()> {
+        values.insert("time/since_start_secs".into(), self.elapsed());
+        let record = Record { step: self.state.step, stage: stage.into(), values };
+        self.log.append(&record)?;
+        if let Err(error) = self.events.append(&record) {
+            self.reporter.note(format!("TensorBoard events could not be written: {error}"));
+        }
+        self.album.numbers(&record);
+        let Record { step, stage, values } = record;
+        self.reporter.report(&Event::Metrics { stage, step, values });
+        Ok(())
+    }
+
+    fn elapsed(&self) -> f64 {
+        self.earlier_secs + self.began.elapsed().as_secs_f64()
+    }
+
+    fn has_eval(&self, label: &str) -> bool {
+        self.state.evals.iter().any(|table| table.label == label)
+    }
+
+    fn evaluate(&mut self, label: &str) -> Result<bool> {
+        let Some(world) = self.world.take() else { return Ok(true) };
+        let done = self.evaluate_in(&world, label);
+        self.world = Some(world);
+        done
+    }
+
+    /// Plays the evaluation states; false when it was stopped.
+    fn evaluate_in(&mut self, world: &Tabletop, label: &str) -> Result<bool> {
+        let config = &self.config.eval;
+        if config.episodes_per_task == 0 {
+            return Ok(true);
+        }
+        let total = (config.episodes_per_task * world.tasks.len()) as u64;
+        let (name, unit) = ("eval".to_string(), "episode".to_string());
+        self.reporter.report(&Event::Stage { name, unit, total, done: 0 });
+        let mut progress =
+            |done: usize| self.reporter.report(&Event::Progress { done: done as u64 });
+        let keep = self.album.wants_episodes();
+        let Some((tasks, trajectories)) = evaluate(world, &self.policy, config, keep, self.stop, &mut progress)?
+        else {
+            return Ok(false);
+        };
+        self.keep_eval(label, tasks)?;
+        self.album.evaluation(world, &self.policy, label, self.state.step, &trajectories);
+        if label == "iteration" {
+            let config = self.config.rl.as_ref().map_or(0, |rl| rl.iterations);
+            self.announce("rl", "iteration", config as u64);
+        }
+        Ok(true)
+    }
+
+    fn keep_eval(&mut self, label: &str, tasks: Vec<TaskScore>) -> Result<()> {
+        let table = EvalTable { label: label.into(), step: self.state.step, tasks: tasks.clone() };
+        let mut values: Values = tasks.iter().map(|t| (format!("success/{}", t.task), t.rate())).collect();
+        values.insert("success".into(), table.mean());
+        self.state.score = Some(table.mean());
+        self.state.evals.push(table);
+        self.log("eval", values)?;
+        self.reporter.report(&Event::Eval { label: label.into(), step: self.state.step, tasks });
+        Ok(())
+    }
+
+    fn save(&mut self, moments: Tensors) -> Result<()> {
+        self.state.metrics_bytes = self.log.sync()?;
+        self.state.numbers.insert(ELAPSED.into(), self.elapsed());
+        let weights: Tensors = self
+            .policy
+            .params
+            .vars()
+            .iter()
+            .map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?)))
+            .collect::<candle_core::Result<_>>()?;
+        let path = self.checkpointer.save(&self.identity, &self.state, &weights, &moments)?;
+        self.album.flush();
+        self.reporter.report(&Event::Saved { step: self.state.step, path });
+        Ok(())
+    }
+
+    fn summary(&self, finished: bool) -> Summary {
+        let seconds = |(name, secs): (&String, &f64)| Some((name.strip_prefix("seconds/")?.to_string(), *secs));
+        Summary {
+            run: self.dir.root().into(),
+            finished,
+            step: self.state.step,
+            evals: self.state.evals.clone(),
+            held_out: HeldOut::from_numbers(&self.state.numbers),
+            seconds: self.state.numbers.iter().filter_map(seconds).collect(),
+            mujoco_version: self.identity.mujoco_version.clone(),
+        }
+    }
+
+    fn close(&mut self, summary: &Summary) -> Result<()> {
+        let value = serde_json::to_value(summary).unwrap_or_default();
+        self.dir.write_summary(&value)?;
+        let records = metrics::read(&self.dir.metrics_file())?;
+        self.album.close(&self.dir, &self.config, &records, summary)
+    }
+}
+
+fn no_simulator(section: &'static str) -> Error {
+    let why = format!("`env.suite = \"{DATASET_SUITE}\"` has no simulator; remove [{section}] or choose another suite");
+    Error::Setting { section, source: why.into() }
+}

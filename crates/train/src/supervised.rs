@@ -1,0 +1,162 @@
+//! Learning from examples: behaviour cloning on demonstrations, and grounding on play data.
+
+use std::sync::{Mutex, PoisonError};
+
+use efference_data::{Episode, EpisodeStore, OnCorrupt};
+use efference_envs::tabletop::{Expert, Play, train_seed};
+use efference_nets::action_nll;
+use efference_ops::Grads;
+use efference_rollout::{Look, Purpose, VlaPolicy, demonstrate, seed_for};
+use rayon::prelude::*;
+
+use crate::config::{SftConfig, TrainConfig};
+use crate::decisions::Example;
+use crate::error::Result;
+use crate::optimise::Optimiser;
+use crate::report::Values;
+use crate::world::Tabletop;
+
+/// One update on `examples`: mean negative log-likelihood of all their action tokens.
+///
+/// # Errors
+/// Examples of another shape than the network's; what [`Optimiser::step`] says.
+pub fn update(
+    policy: &VlaPolicy,
+    optimiser: &mut Optimiser,
+    examples: &[Example],
+    smoothing_bins: f64,
+) -> Result<Values> {
+    let loss = nll(policy, examples, smoothing_bins, false)?.mean_all()?;
+    let mut grads = Grads::from_store(&loss.backward()?, policy.params.trainable())?;
+    let report = optimiser.step(&mut grads)?;
+    let mut values = Values::new();
+    values.insert("loss".into(), f64::from(loss.to_scalar::<f32>()?));
+    values.insert("grad_norm".into(), report.grad_norm);
+    values.insert("lr".into(), report.lr);
+    values.insert("skipped_steps".into(), optimiser.skipped() as f64);
+    Ok(values)
+}
+
+/// Negative log-likelihood in nats of every action token of `examples`, [N, K * A], for reports: no gradient.
+///
+/// # Errors
+/// Examples of another shape than the network's.
+pub fn token_nll(policy: &VlaPolicy, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
+    let mut rows = Vec::with_capacity(examples.len());
+    for part in examples.chunks(64) {
+        rows.extend(nll(policy, part, 0.0, true)?.to_vec2::<f32>()?);
+    }
+    Ok(rows)
+}
+
+fn nll(policy: &VlaPolicy, examples: &[Example], smoothing_bins: f64, frozen: bool) -> Result<candle_core::Tensor> {
+    let looks = examples.iter().map(|e| (e.look.pixels.as_slice(), &e.look.proprio, &*e.look.prompt));
+    let input = policy.input(looks)?;
+    let logits = if frozen { policy.net.infer(&input)? } else { policy.net.forward(&input)? };
+    let targets: Vec<&[u32]> = examples.iter().map(|e| e.targets.as_slice()).collect();
+    Ok(action_nll(&logits, &targets, smoothing_bins)?)
+}
+
+/// Play scenes, drawn when they are needed: scene `i` is the same whenever it is asked for.
+pub struct PlayScenes {
+    makers: Vec<Mutex<Play>>,
+    samples: u64,
+    seed: u64,
+}
+
+impl PlayScenes {
+    /// `samples` different scenes.
+    ///
+    /// # Errors
+    /// The simulator refused.
+    pub fn new(world: &Tabletop, chunk: usize, samples: usize, seed: u64) -> Result<Self> {
+        let makers = (0..rayon::current_num_threads())
+            .map(|_| Ok(Mutex::new(Play::new(&world.options, chunk)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { makers, samples: samples as u64, seed })
+    }
+
+    /// `batch` scenes from number `first` on, wrapping around at the end.
+    ///
+    /// # Errors
+    /// The simulator, the renderer or the tokenizer refused.
+    pub fn draw(&self, policy: &VlaPolicy, first: u64, batch: usize) -> Result<Vec<Example>> {
+        let numbers: Vec<u64> = (0..batch as u64).map(|i| (first + i) % self.samples).collect();
+        let parts = numbers.par_chunks(batch.div_ceil(self.makers.len()).max(1)).zip(&self.makers);
+        let parts: Vec<Vec<Example>> = parts
+            .map(|(numbers, maker)| {
+                let mut maker = maker.lock().unwrap_or_else(PoisonError::into_inner);
+                numbers
+                    .iter()
+                    .map(|&number| {
+                        let sample = maker.sample(seed_for(self.seed, Purpose::Play, &[number]))?;
+                        let pixels = sample.images.iter().flat_map(|image| image.as_raw().iter().copied());
+                        let look = Look {
+                            pixels: pixels.collect(),
+                            proprio: sample.observation.proprio,
+                            prompt: policy.prompt(sample.instruction)?,
+                        };
+                        Ok(Example { look, targets: policy.encode_chunk(&sample.actions) })
+                    })
+                    .collect::<Result<_>>()
+            })
+            .collect::<Result<_>>()?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+}
+
+/// The demonstrations of `[sft]`, those to learn from and those held out.
+///
+/// # Errors
+/// A store that cannot be read; the simulator refused.
+pub fn demonstrations(
+    config: &TrainConfig,
+    sft: &SftConfig,
+    world: Option<&Tabletop>,
+) -> Result<(Vec<Episode>, Vec<Episode>)> {
+    let mut episodes = match world {
+        Some(world) if sft.demos == "expert" => experts(config.run.seed, sft.demos_per_task, world)?,
+        _ => {
+            let (episodes, _) = EpisodeStore::open(&sft.demos)?.load_all(OnCorrupt::Error)?;
+            first_of_each_task(episodes, if sft.demos_per_task == 0 { 0 } else { sft.demos_per_task + sft.holdout })
+        }
+    };
+    let held_out = if sft.holdout == 0 { Vec::new() } else { last_of_each_task(&mut episodes, sft.holdout) };
+    Ok((episodes, held_out))
+}
+
+fn experts(seed: u64, per_task: usize, world: &Tabletop) -> Result<Vec<Episode>> {
+    let wanted: Vec<_> =
+        world.tasks.iter().flat_map(|&task| (0..per_task.max(1) as u64).map(move |i| (task, i))).collect();
+    let one = |(task, i)| {
+        let place = [efference_envs::tabletop::Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64, i];
+        let seed = train_seed(seed_for(seed, Purpose::Demonstrations, &place));
+        Ok(demonstrate(&world.options, task, seed, Expert::new(task))?)
+    };
+    wanted.into_par_iter().map(one).collect()
+}
+
+fn first_of_each_task(episodes: Vec<Episode>, per_task: usize) -> Vec<Episode> {
+    let mut seen = std::collections::BTreeMap::<String, usize>::new();
+    let keep = |episode: &Episode| {
+        let count = seen.entry(episode.meta.task.clone()).or_default();
+        *count += 1;
+        per_task == 0 || *count <= per_task
+    };
+    let mut keep = keep;
+    episodes.into_iter().filter(|episode| keep(episode)).collect()
+}
+
+fn last_of_each_task(episodes: &mut Vec<Episode>, per_task: usize) -> Vec<Episode> {
+    let mut left = std::collections::BTreeMap::<String, usize>::new();
+    let mut held = Vec::new();
+    for i in (0..episodes.len()).rev() {
+        let count = left.entry(episodes[i].meta.task.clone()).or_default();
+        if *count < per_task {
+            *count += 1;
+            held.push(episodes.remove(i));
+        }
+    }
+    held.reverse();
+    held
+}

@@ -1,0 +1,145 @@
+//! What a configuration stands for: environments, tasks, the policy network.
+
+use std::path::Path;
+
+use candle_core::Device;
+use efference_envs::tabletop::{CAMERAS, PROPRIO_RANGE, TabletopEnv, TabletopOptions, Task};
+use efference_envs::{ACTION_DIM, Env};
+use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
+use efference_rollout::{EnvSource, Purpose, VlaPolicy, seed_for};
+
+use crate::checkpoint::{self, Identity, sha256};
+use crate::config::{EnvConfig, TrainConfig};
+use crate::error::Error;
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The suite whose episodes come from stored demonstrations only: nothing can be rolled out or evaluated.
+pub const DATASET_SUITE: &str = "dataset";
+
+/// Tabletop environments as a configuration describes them.
+pub struct Tabletop {
+    /// How each is set up.
+    pub options: TabletopOptions,
+    /// What the policy looks through.
+    pub cameras: Vec<String>,
+    /// Tasks of this run, in order.
+    pub tasks: Vec<Task>,
+}
+
+impl Tabletop {
+    /// The suite of a configuration.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an unknown task.
+    pub fn new(config: &EnvConfig) -> Result<Self> {
+        let defaults = TabletopOptions::default();
+        let options = TabletopOptions {
+            image_size: config.image_size,
+            max_steps: if config.max_steps == 0 { defaults.max_steps } else { config.max_steps },
+            randomize_lighting: config.lighting,
+            distractors: config.distractors,
+            quality: defaults.quality,
+        };
+        let tasks = match config.tasks.as_slice() {
+            [] => Task::ALL.to_vec(),
+            ids => ids.iter().map(|id| Task::from_id(id)).collect::<Result<Vec<_>, _>>().map_err(|e| {
+                Error::Setting { section: "env.tasks", source: Box::new(e) }
+            })?,
+        };
+        Ok(Self { options, cameras: CAMERAS.map(String::from).to_vec(), tasks })
+    }
+}
+
+impl EnvSource for Tabletop {
+    fn make(&self, task: &str) -> efference_envs::Result<Box<dyn Env>> {
+        Ok(Box::new(TabletopEnv::new(task, &self.options)?))
+    }
+
+    fn cameras(&self) -> &[String] {
+        &self.cameras
+    }
+}
+
+/// The network's shape: the preset with the single fields of `[model.shape]` and the image size of `[env]`.
+///
+/// # Errors
+/// [`Error::Setting`] for a field that does not exist, has another type, or makes no network.
+pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
+    let preset = match config.model.preset.as_str() {
+        "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
+        _ => VlaConfig::quickstart(),
+    };
+    let refuse = |source: Box<dyn std::error::Error + Send + Sync>| Error::Setting { section: "model.shape", source };
+    let mut table = toml::Table::try_from(&preset).map_err(|e| refuse(Box::new(e)))?;
+    overlay(&mut table, &config.model.shape);
+    let mut shape: VlaConfig =
+        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| refuse(e.message().into()))?;
+    shape.vision.image_size = config.env.image_size;
+    shape.validate().map_err(|e| refuse(Box::new(e)))?;
+    Ok(shape)
+}
+
+fn overlay(base: &mut toml::Table, over: &toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => overlay(inner, value),
+            _ => {
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Range of proprioception when nothing else is known about the robot: the tabletop's workspace.
+pub fn tabletop_proprio() -> Quantiles {
+    let mut range = Quantiles::unit(PROPRIO_RANGE.len());
+    for (d, [low, high]) in PROPRIO_RANGE.into_iter().enumerate() {
+        (range.q01[d], range.q99[d]) = (low, high);
+    }
+    range
+}
+
+/// The policy of a configuration with initial weights, or those of `[model] init_from`.
+///
+/// # Errors
+/// A shape that makes no network, weights that cannot be read or do not fit.
+pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolicy> {
+    let tokenizer = Tokenizer::built_in()?;
+    let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
+    let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
+    let policy = VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
+    if let Some(path) = &config.model.init_from {
+        let path = Path::new(path);
+        let weights = checkpoint::load_weights(path)?;
+        load(&policy, path, &weights)?;
+    }
+    Ok(policy)
+}
+
+/// Replaces all weights of `policy`; `path` names their origin in messages.
+///
+/// # Errors
+/// Names, shapes or types differ, or a number is not finite; the weights are then as they were.
+pub fn load(policy: &VlaPolicy, path: &Path, weights: &checkpoint::Tensors) -> Result<()> {
+    let bytes = safetensors::serialize(weights, None).map_err(|e| efference_nets::Error::Corrupt {
+        path: path.into(),
+        reason: e.to_string(),
+    })?;
+    Ok(policy.params.load_bytes(path, &bytes)?)
+}
+
+/// What a checkpoint of `policy` may be used with.
+pub fn identity(config: &TrainConfig, policy: &VlaPolicy) -> Identity {
+    let json = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default();
+    Identity {
+        model: json(serde_json::to_value(policy.net.config())),
+        mujoco_version: efference_envs::mujoco_version(),
+        suite: config.env.suite.clone(),
+        tokenizer_sha256: sha256(efference_nets::BUILT_IN_TOKENIZER.as_bytes()),
+        action_stats: serde_json::json!({
+            "action": json(serde_json::to_value(&policy.action_stats)),
+            "proprio": json(serde_json::to_value(&policy.proprio_stats)),
+        }),
+    }
+}
