@@ -8,7 +8,7 @@ use crate::{
 use std::{
     ffi::c_int,
     ptr::{NonNull, null_mut},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
 /// What to spend time on when drawing.
@@ -82,7 +82,21 @@ pub struct Renderer {
     lineage: u64,
     width: usize,
     height: usize,
+    /// Whether Mesa draws on the CPU; see [`alone`].
+    software: bool,
     scratch: Vec<u8>,
+}
+
+/// How Mesa's software drivers name themselves.
+const SOFTWARE_DRIVERS: [&str; 3] = ["llvmpipe", "softpipe", "swrast"];
+
+/// Held by whoever makes, uses or frees a context of Mesa's software driver. Contexts of one display are meant to be
+/// independent, but before it touches a buffer llvmpipe asks every other context of the display whether it still uses
+/// that buffer, and reads their lists without a lock while their threads change and free them (Mesa 22.3,
+/// `llvmpipe_is_resource_referenced`; seen as a crash in `swrast_dri.so` once in some thousand pictures on two threads).
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Renderer {
@@ -107,8 +121,7 @@ impl Renderer {
         }
         keep_mesa_on_our_thread();
         // MuJoCo loads OpenGL's entry points into globals while it makes a context.
-        static MAKING: Mutex<()> = Mutex::new(());
-        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = alone();
         let quality = RawQuality {
             shadows: c_int::from(quality.shadows),
             reflections: c_int::from(quality.reflections),
@@ -117,7 +130,10 @@ impl Renderer {
         // SAFETY: valid model and sizes; the result is used on this thread only, as the type is not Send.
         let raw = unsafe { ffi::em_renderer_new(model.raw(), width as c_int, height as c_int, quality) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::Render { message: ffi::last_error() })?;
-        Ok(Self { raw, lineage: model.lineage, width, height, scratch: Vec::new() })
+        // SAFETY: valid renderer, current on this thread; the text is copied.
+        let driver = unsafe { ffi::text(ffi::em_renderer_driver(raw.as_ptr())) };
+        let software = SOFTWARE_DRIVERS.iter().any(|name| driver.contains(name));
+        Ok(Self { raw, lineage: model.lineage, width, height, software, scratch: Vec::new() })
     }
 
     /// Width and height in pixels.
@@ -240,6 +256,7 @@ impl Renderer {
                 RawCamera { fixed_id: -1, lookat, distance, azimuth, elevation }
             }
         };
+        let _alone = self.software.then(alone);
         // SAFETY: this is the renderer's thread (not Send); data fits the uploaded model (same lineage); the buffer
         // that `what` selects has one entry per pixel and channel (checked by the callers). The data's scratch memory
         // is written through a shared reference, which is fine because Data is not Sync and hands out no slices of it.
@@ -253,6 +270,7 @@ impl Renderer {
 
 impl Drop for Renderer {
     fn drop(&mut self) {
+        let _alone = self.software.then(alone);
         // SAFETY: we own it, this is its thread (not Send) and the last use.
         unsafe { ffi::em_renderer_free(self.raw.as_ptr()) }
     }

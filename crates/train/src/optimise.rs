@@ -164,7 +164,11 @@ impl Optimiser {
     ///
     /// # Errors
     /// Tensors that do not belong to these weights.
-    pub fn restore(&mut self, state: &Tensors, counters: &std::collections::BTreeMap<String, u64>) -> Result<()> {
+    pub fn restore(
+        &mut self,
+        state: &Tensors,
+        counters: &std::collections::BTreeMap<String, u64>,
+    ) -> Result<()> {
         self.adamw.load_state(state)?;
         let count = |name: &str| counters.get(&format!("optimiser/{name}")).copied().unwrap_or(0);
         [self.updates, self.skipped, self.skipped_in_a_row] =

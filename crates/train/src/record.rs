@@ -41,10 +41,32 @@ impl Album {
         self.recorder.is_active()
     }
     pub fn numbers(&mut self, record: &Record) {}
-    pub fn iteration(&mut self, world: &Tabletop, policy: &VlaPolicy, i: u64, t: &[Trajectory], scores: &[f64]) {}
-    pub fn evaluation(&mut self, world: &Tabletop, policy: &VlaPolicy, label: &str, step: u64, t: &[Trajectory]) {}
+    pub fn iteration(
+        &mut self,
+        world: &Tabletop,
+        policy: &VlaPolicy,
+        i: u64,
+        t: &[Trajectory],
+        scores: &[f64],
+    ) {
+    }
+    pub fn evaluation(
+        &mut self,
+        world: &Tabletop,
+        policy: &VlaPolicy,
+        label: &str,
+        step: u64,
+        t: &[Trajectory],
+    ) {
+    }
     pub fn flush(&mut self) {}
-    pub fn close(&mut self, dir: &RunDir, config: &TrainConfig, records: &[Record], summary: &Summary) -> Result<()> {
+    pub fn close(
+        &mut self,
+        dir: &RunDir,
+        config: &TrainConfig,
+        records: &[Record],
+        summary: &Summary,
+    ) -> Result<()> {
         Ok(())
     }
 }

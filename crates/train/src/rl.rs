@@ -12,7 +12,9 @@ use efference_objectives::registry::Algorithm;
 use efference_objectives::shaping::place_terminal;
 use efference_objectives::{Normaliser, Objective, PolicyBatch, Table};
 use efference_ops::Grads;
-use efference_rollout::{CollectOptions, Collector, Decision, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for};
+use efference_rollout::{
+    CollectOptions, Collector, Decision, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for,
+};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

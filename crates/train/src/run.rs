@@ -21,7 +21,7 @@ use crate::metrics::{self, MetricsLog, Record};
 use crate::optimise::{Optimiser, OptimiserSettings};
 use crate::record::Album;
 use crate::report::{Event, Reporter, StopFlag, TaskScore, Values};
-use crate::rl::Rl;
+use crate::rl::{Iteration, Rl};
 use crate::run_dir::{RunDir, Taken};
 use crate::supervised::{self, PlayScenes};
 use crate::tensorboard::EventFile;
@@ -57,7 +57,12 @@ impl Summary {
 ///
 /// # Errors
 /// [`Error`]; what was finished before is in the folder's last checkpoint.
-pub fn start(config: &TrainConfig, taken: Taken, reporter: &dyn Reporter, stop: &StopFlag) -> Result<Summary> {
+pub fn start(
+    config: &TrainConfig,
+    taken: Taken,
+    reporter: &dyn Reporter,
+    stop: &StopFlag,
+) -> Result<Summary> {
     // Everything that can be refused is refused before a folder is made.
     let parts = Parts::new(config)?;
     let dir = RunDir::create(config, taken)?;
@@ -69,7 +74,12 @@ pub fn start(config: &TrainConfig, taken: Taken, reporter: &dyn Reporter, stop: 
 ///
 /// # Errors
 /// As [`start`]; [`Error::OtherConfig`].
-pub fn resume(root: &Path, overrides: &[String], reporter: &dyn Reporter, stop: &StopFlag) -> Result<Summary> {
+pub fn resume(
+    root: &Path,
+    overrides: &[String],
+    reporter: &dyn Reporter,
+    stop: &StopFlag,
+) -> Result<Summary> {
     let (dir, config) = RunDir::resume(root, overrides)?;
     let parts = Parts::new(&config)?;
     let checkpoint = match Checkpoint::load(root) {
@@ -236,7 +246,8 @@ impl<'r> Run<'r> {
             }
             let began = Instant::now();
             let end = stage(self)?;
-            *self.state.numbers.entry(format!("seconds/{name}")).or_default() += began.elapsed().as_secs_f64();
+            *self.state.numbers.entry(format!("seconds/{name}")).or_default() +=
+                began.elapsed().as_secs_f64();
             if end == End::Stopped {
                 return Ok(End::Stopped);
             }
@@ -311,7 +322,8 @@ impl<'r> Run<'r> {
             self.advance(stage, values, &optimiser)?;
             let done = self.state.stage_step;
             let stop = self.stop.requested();
-            if stop || done == steps as u64 || done.is_multiple_of(self.config.checkpoint.every_steps as u64) {
+            if stop || done == steps as u64 || done.is_multiple_of(self.config.checkpoint.every_steps as u64)
+            {
                 self.save(optimiser.state()?)?;
             }
             if stop {
@@ -342,42 +354,49 @@ impl<'r> Run<'r> {
         let mut evaluating = 0.0;
         let began = Instant::now();
         self.announce("rl", "iteration", config.iterations as u64);
-        while self.state.stage_step < config.iterations as u64 {
-            let i = self.state.stage_step;
-            let Some(iteration) = rl.iteration(i, &self.policy, &mut optimiser, self.stop)? else {
+        loop {
+            let done = self.state.stage_step;
+            let clock = before + began.elapsed().as_secs_f64() - evaluating;
+            let over = config.minutes.is_some_and(|minutes| clock >= 60.0 * minutes);
+            if over && done < config.iterations as u64 {
+                let text = format!(
+                    "rl: {done} iterations in {:.1} minutes, the limit of `rl.minutes`",
+                    clock / 60.0
+                );
+                self.reporter.note(text);
+            }
+            if over || done == config.iterations as u64 {
+                break;
+            }
+            if self.eval_is_due() {
+                let pause = Instant::now();
+                let complete = self.evaluate_in(world, "iteration")?;
+                evaluating += pause.elapsed().as_secs_f64();
+                self.save(optimiser.state()?)?;
+                if !complete {
+                    return Ok(End::Stopped);
+                }
+            }
+            let Some(iteration) = rl.iteration(done, &self.policy, &mut optimiser, self.stop)? else {
                 self.save(optimiser.state()?)?;
                 return Ok(End::Stopped);
             };
             let clock = before + began.elapsed().as_secs_f64() - evaluating;
             self.state.numbers.insert(CLOCK.into(), clock);
-            let mut values = iteration.values;
+            let Iteration { mut values, trajectories, scores, .. } = iteration;
             values.insert("time/rl_secs".into(), clock);
             self.advance("rl", values, &optimiser)?;
-            self.album.iteration(world, &self.policy, self.state.stage_step, &iteration.trajectories, &iteration.scores);
             let done = self.state.stage_step;
-            let over = config.minutes.is_some_and(|minutes| clock >= 60.0 * minutes);
-            let last = over || done == config.iterations as u64;
-            let every = self.config.eval.every as u64;
-            if !last && every > 0 && done.is_multiple_of(every) {
-                let pause = Instant::now();
-                if !self.evaluate_in(world, "iteration")? {
-                    self.save(optimiser.state()?)?;
-                    return Ok(End::Stopped);
-                }
-                evaluating += pause.elapsed().as_secs_f64();
-                self.save(optimiser.state()?)?;
-            } else if self.stop.requested() || last || done.is_multiple_of(self.config.checkpoint.every as u64) {
+            self.album.iteration(world, &self.policy, done, &trajectories, &scores);
+            let stop = self.stop.requested();
+            if stop || done.is_multiple_of(self.config.checkpoint.every as u64) {
                 self.save(optimiser.state()?)?;
             }
-            if self.stop.requested() {
+            if stop {
                 return Ok(End::Stopped);
             }
-            if over {
-                let minutes = clock / 60.0;
-                self.reporter.note(format!("rl: {done} iterations in {minutes:.1} minutes, the limit of `rl.minutes`"));
-                break;
-            }
         }
+        self.save(optimiser.state()?)?;
         if !self.has_eval("after_rl") && !self.evaluate_in(world, "after_rl")? {
             return Ok(End::Stopped);
         }
@@ -431,6 +450,14 @@ impl<'r> Run<'r> {
         self.state.evals.iter().any(|table| table.label == label)
     }
 
+    /// Whether `eval.every` asks for an evaluation before the next iteration. Asked at the beginning of an iteration, so
+    /// that a run that was stopped during the evaluation makes up for it.
+    fn eval_is_due(&self) -> bool {
+        let (done, every) = (self.state.stage_step, self.config.eval.every as u64);
+        let measured = self.state.evals.iter().any(|table| table.step == self.state.step);
+        done > 0 && every > 0 && done.is_multiple_of(every) && !measured
+    }
+
     fn evaluate(&mut self, label: &str) -> Result<bool> {
         let Some(world) = self.world.take() else { return Ok(true) };
         let done = self.evaluate_in(&world, label);
@@ -447,10 +474,10 @@ impl<'r> Run<'r> {
         let total = (config.episodes_per_task * world.tasks.len()) as u64;
         let (name, unit) = ("eval".to_string(), "episode".to_string());
         self.reporter.report(&Event::Stage { name, unit, total, done: 0 });
-        let mut progress =
-            |done: usize| self.reporter.report(&Event::Progress { done: done as u64 });
+        let mut progress = |done: usize| self.reporter.report(&Event::Progress { done: done as u64 });
         let keep = self.album.wants_episodes();
-        let Some((tasks, trajectories)) = evaluate(world, &self.policy, config, keep, self.stop, &mut progress)?
+        let Some((tasks, trajectories)) =
+            evaluate(world, &self.policy, config, keep, self.stop, &mut progress)?
         else {
             return Ok(false);
         };
@@ -491,7 +518,8 @@ impl<'r> Run<'r> {
     }
 
     fn summary(&self, finished: bool) -> Summary {
-        let seconds = |(name, secs): (&String, &f64)| Some((name.strip_prefix("seconds/")?.to_string(), *secs));
+        let seconds =
+            |(name, secs): (&String, &f64)| Some((name.strip_prefix("seconds/")?.to_string(), *secs));
         Summary {
             run: self.dir.root().into(),
             finished,
@@ -512,6 +540,8 @@ impl<'r> Run<'r> {
 }
 
 fn no_simulator(section: &'static str) -> Error {
-    let why = format!("`env.suite = \"{DATASET_SUITE}\"` has no simulator; remove [{section}] or choose another suite");
+    let why = format!(
+        "`env.suite = \"{DATASET_SUITE}\"` has no simulator; remove [{section}] or choose another suite"
+    );
     Error::Setting { section, source: why.into() }
 }

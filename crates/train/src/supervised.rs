@@ -49,7 +49,12 @@ pub fn token_nll(policy: &VlaPolicy, examples: &[Example]) -> Result<Vec<Vec<f32
     Ok(rows)
 }
 
-fn nll(policy: &VlaPolicy, examples: &[Example], smoothing_bins: f64, frozen: bool) -> Result<candle_core::Tensor> {
+fn nll(
+    policy: &VlaPolicy,
+    examples: &[Example],
+    smoothing_bins: f64,
+    frozen: bool,
+) -> Result<candle_core::Tensor> {
     let looks = examples.iter().map(|e| (e.look.pixels.as_slice(), &e.look.proprio, &*e.look.prompt));
     let input = policy.input(looks)?;
     let logits = if frozen { policy.net.infer(&input)? } else { policy.net.forward(&input)? };
@@ -118,7 +123,10 @@ pub fn demonstrations(
         Some(world) if sft.demos == "expert" => experts(config.run.seed, sft.demos_per_task, world)?,
         _ => {
             let (episodes, _) = EpisodeStore::open(&sft.demos)?.load_all(OnCorrupt::Error)?;
-            first_of_each_task(episodes, if sft.demos_per_task == 0 { 0 } else { sft.demos_per_task + sft.holdout })
+            first_of_each_task(
+                episodes,
+                if sft.demos_per_task == 0 { 0 } else { sft.demos_per_task + sft.holdout },
+            )
         }
     };
     let held_out = if sft.holdout == 0 { Vec::new() } else { last_of_each_task(&mut episodes, sft.holdout) };
@@ -129,7 +137,8 @@ fn experts(seed: u64, per_task: usize, world: &Tabletop) -> Result<Vec<Episode>>
     let wanted: Vec<_> =
         world.tasks.iter().flat_map(|&task| (0..per_task.max(1) as u64).map(move |i| (task, i))).collect();
     let one = |(task, i)| {
-        let place = [efference_envs::tabletop::Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64, i];
+        let place =
+            [efference_envs::tabletop::Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64, i];
         let seed = train_seed(seed_for(seed, Purpose::Demonstrations, &place));
         Ok(demonstrate(&world.options, task, seed, Expert::new(task))?)
     };

@@ -43,9 +43,11 @@ impl Tabletop {
         };
         let tasks = match config.tasks.as_slice() {
             [] => Task::ALL.to_vec(),
-            ids => ids.iter().map(|id| Task::from_id(id)).collect::<Result<Vec<_>, _>>().map_err(|e| {
-                Error::Setting { section: "env.tasks", source: Box::new(e) }
-            })?,
+            ids => ids
+                .iter()
+                .map(|id| Task::from_id(id))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| Error::Setting { section: "env.tasks", source: Box::new(e) })?,
         };
         Ok(Self { options, cameras: CAMERAS.map(String::from).to_vec(), tasks })
     }
@@ -70,7 +72,8 @@ pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
         "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
         _ => VlaConfig::quickstart(),
     };
-    let refuse = |source: Box<dyn std::error::Error + Send + Sync>| Error::Setting { section: "model.shape", source };
+    let refuse =
+        |source: Box<dyn std::error::Error + Send + Sync>| Error::Setting { section: "model.shape", source };
     let mut table = toml::Table::try_from(&preset).map_err(|e| refuse(Box::new(e)))?;
     overlay(&mut table, &config.model.shape);
     let mut shape: VlaConfig =
@@ -108,7 +111,8 @@ pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolic
     let tokenizer = Tokenizer::built_in()?;
     let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
     let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
-    let policy = VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
+    let policy =
+        VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
     if let Some(path) = &config.model.init_from {
         let path = Path::new(path);
         let weights = checkpoint::load_weights(path)?;
@@ -122,10 +126,8 @@ pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolic
 /// # Errors
 /// Names, shapes or types differ, or a number is not finite; the weights are then as they were.
 pub fn load(policy: &VlaPolicy, path: &Path, weights: &checkpoint::Tensors) -> Result<()> {
-    let bytes = safetensors::serialize(weights, None).map_err(|e| efference_nets::Error::Corrupt {
-        path: path.into(),
-        reason: e.to_string(),
-    })?;
+    let bytes = safetensors::serialize(weights, None)
+        .map_err(|e| efference_nets::Error::Corrupt { path: path.into(), reason: e.to_string() })?;
     Ok(policy.params.load_bytes(path, &bytes)?)
 }
 

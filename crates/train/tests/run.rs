@@ -1,0 +1,170 @@
+//! Whole runs on real parts: a small policy, the real simulator, all three stages.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use efference_train::checkpoint::Checkpoint;
+use efference_train::config::TrainConfig;
+use efference_train::metrics::{self, Record, is_reproducible};
+use efference_train::report::{Event, Recorded, Reporter, Silent, StopFlag};
+use efference_train::run::{self, Summary};
+use efference_train::run_dir::Taken;
+
+/// Two tasks, 16 control steps an episode, a network of some ten thousand weights.
+const CONFIG: &str = r#"
+[run]
+name = "small"
+seed = 3
+[env]
+tasks = ["press_button", "push_block_to_mark"]
+image_size = 32
+max_steps = 16
+[model.shape]
+placeholders = "learned"
+text.hidden_size = 32
+text.num_hidden_layers = 2
+text.intermediate_size = 48
+vision.hidden_size = 24
+vision.num_hidden_layers = 1
+vision.intermediate_size = 32
+vision.patch_size = 16
+[pretrain]
+samples = 12
+steps = 3
+batch = 5
+[sft]
+steps = 4
+batch = 6
+warmup_steps = 2
+label_smoothing_bins = 2.0
+[rl]
+algorithm = "srpo"
+iterations = 3
+prompts = 3
+group = 3
+mini_batch = 4
+micro_batch = 5
+lr = 3e-3
+objective.grpo.filter = { lower = 0.0, upper = 1.0 }
+encoder.frames = 4
+[eval]
+episodes_per_task = 2
+every = 2
+[checkpoint]
+every = 1
+every_steps = 2
+[record]
+rerun = false
+"#;
+
+fn config(out: &Path, sets: &[&str]) -> TrainConfig {
+    let mut all = vec![format!("run.out={}", out.display())];
+    all.extend(sets.iter().map(|s| s.to_string()));
+    TrainConfig::from_text(Path::new("small.toml"), CONFIG, &all).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn start(config: &TrainConfig, reporter: &dyn Reporter, stop: &StopFlag) -> Summary {
+    run::start(config, Taken::Refuse, reporter, stop).unwrap()
+}
+
+/// What two runs must agree in, step by step: names, and bits of every number that does not measure the machine.
+fn bits(run: &Path) -> Vec<(u64, String, Vec<(String, u64)>)> {
+    let number = |(name, x): (&String, &f64)| is_reproducible(name).then(|| (name.clone(), x.to_bits()));
+    let line = |r: Record| (r.step, r.stage.clone(), r.values.iter().filter_map(number).collect());
+    metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().map(line).collect()
+}
+
+/// Weights and moments of the last checkpoint as bits.
+fn tensors(run: &Path) -> Vec<(String, Vec<u32>)> {
+    let checkpoint = Checkpoint::load(run).unwrap();
+    assert_eq!(checkpoint.state.stage, "done");
+    let bits = |t: &candle_core::Tensor| {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+    };
+    checkpoint.model.iter().map(|(name, t)| (name.clone(), bits(t))).collect()
+}
+
+/// Asks for a stop when update `at` has been logged.
+struct StopAt<'s>(u64, &'s StopFlag);
+
+impl Reporter for StopAt<'_> {
+    fn report(&self, event: &Event) {
+        if matches!(event, Event::Metrics { step, .. } if *step == self.0) {
+            self.1.request();
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_is_the_unbroken_run_bit_for_bit_whatever_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = start(&config(dir.path(), &["run.name=whole"]), &Silent, &StopFlag::new());
+    assert!(whole.finished && whole.step == 10);
+    let labels: Vec<&str> = whole.evals.iter().map(|e| e.label.as_str()).collect();
+    assert_eq!(labels, ["before_rl", "iteration", "after_rl"]);
+    let (lines, weights) = (bits(&whole.run), tensors(&whole.run));
+    assert_eq!(lines.iter().filter(|(_, stage, _)| stage == "rl").count(), 3);
+    assert!(lines.iter().any(|(_, stage, v)| stage == "rl" && v.iter().any(|(n, _)| n == "max_ratio_gap")));
+
+    // Stopped in each stage, between checkpoints and on them, and continued with another number of threads.
+    for (at, threads) in [(2, 1), (5, 2), (8, 3), (9, 1)] {
+        let name = format!("run.name=stop{at}");
+        let stop = StopFlag::new();
+        let part = start(&config(dir.path(), &[&name, "run.threads=2"]), &StopAt(at, &stop), &stop);
+        assert!(!part.finished, "stop at {at}");
+        assert!(part.step >= at && part.step <= at + 1, "{} after a stop at {at}", part.step);
+        let threads = format!("run.threads={threads}");
+        let resumed = run::resume(&part.run, &[threads], &Silent, &StopFlag::new()).unwrap();
+        assert!(resumed.finished);
+        assert_eq!(resumed.evals, whole.evals, "stop at {at}");
+        assert_eq!(bits(&part.run), lines, "stop at {at}");
+        assert_eq!(tensors(&part.run), weights, "stop at {at}");
+    }
+}
+
+#[test]
+fn what_a_kill_leaves_is_resumed_to_the_same_end() {
+    // A kill leaves a log longer than the checkpoint remembers, a torn line, and half a checkpoint.
+    let dir = tempfile::tempdir().unwrap();
+    let whole = start(&config(dir.path(), &["run.name=whole"]), &Silent, &StopFlag::new());
+    let stop = StopFlag::new();
+    let part = start(&config(dir.path(), &["run.name=killed"]), &StopAt(8, &stop), &stop);
+    let log = part.run.join("metrics.jsonl");
+    let mut text = std::fs::read_to_string(&log).unwrap();
+    text += "{\"step\":99,\"stage\":\"rl\",\"loss\":0.5}\n{\"step\":100,\"st";
+    std::fs::write(&log, text).unwrap();
+    let torn: PathBuf = part.run.join("checkpoints/00000099");
+    std::fs::create_dir(&torn).unwrap();
+    std::fs::write(torn.join("model.safetensors"), b"half").unwrap();
+    let resumed = run::resume(&part.run, &[], &Silent, &StopFlag::new()).unwrap();
+    assert_eq!(bits(&resumed.run), bits(&whole.run));
+    assert_eq!(tensors(&resumed.run), tensors(&whole.run));
+    assert!(!torn.exists());
+}
+
+#[test]
+fn a_resumed_run_refuses_other_settings_and_a_finished_one_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = start(&config(dir.path(), &[]), &Silent, &StopFlag::new());
+    let events = Recorded::default();
+    let again = run::resume(&done.run, &[], &events, &StopFlag::new()).unwrap();
+    assert_eq!((again.step, &again.evals), (done.step, &done.evals));
+    assert!(events.events().iter().all(|e| !matches!(e, Event::Metrics { .. })));
+    let error = run::resume(&done.run, &["rl.lr=0.5".into()], &Silent, &StopFlag::new()).unwrap_err();
+    assert!(error.to_string().contains("belongs to other settings"), "{error}");
+}
+
+#[test]
+fn grpo_and_srpo_play_the_same_first_rollouts() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |name: &str, algorithm: &str| {
+        let sets = [name, algorithm, "rl.objective={}", "rl.iterations=1", "eval.episodes_per_task=0"];
+        let run = start(&config(dir.path(), &sets), &Silent, &StopFlag::new()).run;
+        let rl = metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().find(|r| r.stage == "rl");
+        let values = rl.unwrap().values;
+        (values["success"], values["episode_steps"], values.contains_key("progress"))
+    };
+    let (grpo, srpo) = (first("run.name=g", "rl.algorithm=grpo"), first("run.name=s", "rl.algorithm=srpo"));
+    assert_eq!((grpo.0, grpo.1), (srpo.0, srpo.1));
+    assert!(!grpo.2 && srpo.2);
+}
