@@ -1,15 +1,17 @@
 //! Turns a policy and environments into trajectories.
 //!
 //! [`policy::VlaPolicy`] samples and scores action chunks through one forward path; [`collect::Collector`] plays planned
-//! episodes on many environments; [`seeds`] is where every random number comes from.
+//! episodes on many environments; [`demonstrate()`] lets the scripted expert play; [`seeds`] is where every random number comes from.
 
 pub mod collect;
+pub mod demonstrate;
 pub mod error;
 pub mod policy;
 pub mod seeds;
 pub mod trajectory;
 
 pub use collect::{CollectOptions, Collector, EnvSource};
+pub use demonstrate::demonstrate;
 pub use error::{Error, Result};
 pub use policy::{Look, VlaPolicy};
 pub use seeds::{Purpose, seed_for};

@@ -134,7 +134,9 @@ fn replay(id: &str, case: &Case, others: &Replayer) -> CaseResult {
         "srpo" => srpo::run(case).and_then(|outputs| case.compare(&outputs)),
         _ => match others(id, &case.function, &case.all_numbers()) {
             Some(outputs) => outputs.map_err(Failure::Elsewhere).and_then(|outputs| case.compare(&outputs)),
-            None => Err(Failure::NotImplemented(format!("`{}` of {id} is not implemented yet", case.function))),
+            None => {
+                Err(Failure::NotImplemented(format!("`{}` of {id} is not implemented yet", case.function)))
+            }
         },
     };
     let verdict = match compared {
