@@ -6,6 +6,7 @@
 
 pub mod action;
 pub mod config;
+pub mod conformance;
 pub mod episode_encoder;
 pub mod error;
 mod layers;

@@ -1,18 +1,20 @@
-//! Demonstrations by the scripted experts, through the same action interface that a policy has.
+//! Demonstrations by the scripted expert, through the environment and its seven numbers.
 
 use std::collections::BTreeMap;
 
-use efference_data::{Episode, EpisodeMeta, RgbImage, Source, States};
-use efference_envs::Env;
+use efference_data::{Episode, EpisodeMeta, Source, States};
 use efference_envs::tabletop::{Expert, TabletopEnv, TabletopOptions, Task};
+use efference_envs::{Env, mujoco_version};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
-/// One episode of `expert` from the initial state of `env_seed`, with both cameras' frames and the simulator's state
-/// before every action. Whether it succeeded is in `meta.success`, as the environment judged.
+/// Plays one episode of `task` from the initial state `env_seed`, with both cameras drawn and the simulator's state kept
+/// before every control step. The environment decides about success; an episode that failed is returned too.
+///
+/// Drawing contexts belong to threads: call it from a thread pool for many episodes.
 ///
 /// # Errors
-/// [`Error::Env`]: options out of range, or the simulator or renderer refused.
+/// [`Error::Env`]: an option out of range, or no headless rendering.
 pub fn demonstrate(
     options: &TabletopOptions,
     task: Task,
@@ -21,39 +23,49 @@ pub fn demonstrate(
 ) -> Result<Episode> {
     let failed = |source| Error::Env { task: task.id().into(), env_seed, source: Box::new(source) };
     let mut env = TabletopEnv::with_task(task, options).map_err(failed)?;
+    let mut episode = empty(&env, env_seed);
+    let mut states = States { width: env.snapshot().state().len(), values: Vec::new() };
     let mut observation = env.reset(env_seed).map_err(failed)?;
-    let mut cameras: BTreeMap<String, Vec<RgbImage>> =
-        env.spec().cameras.iter().map(|name| (name.clone(), Vec::new())).collect();
-    let (mut proprio, mut actions, mut rewards) = (Vec::new(), Vec::new(), Vec::new());
-    let mut states = States { width: 0, values: Vec::new() };
     loop {
-        for (name, frames) in &mut cameras {
-            frames.push(env.render(name).map_err(failed)?);
+        for (camera, frames) in &mut episode.cameras {
+            frames.push(env.render(camera).map_err(failed)?);
         }
-        let snapshot = env.snapshot();
-        states.width = snapshot.state().len();
-        states.values.extend_from_slice(snapshot.state());
+        episode.frame_steps.push(episode.actions.len() as u32);
+        states.values.extend_from_slice(env.snapshot().state());
+        episode.proprio.push(observation.proprio);
         let action = expert.act(&env);
-        proprio.push(observation.proprio);
-        actions.push(action);
         let outcome = env.step(&action).map_err(failed)?;
-        rewards.push(outcome.reward);
+        episode.actions.push(action);
+        episode.rewards.push(outcome.reward);
         observation = outcome.observation;
         if outcome.done {
-            let spec = env.spec();
-            let meta = EpisodeMeta {
-                task: task.id().into(),
-                instruction: env.instruction().into(),
-                seed: env_seed,
-                success: outcome.success,
-                source: Source::Scripted,
-                mujoco_version: efference_envs::mujoco_version(),
-                control_hz: f64::from(spec.control_hz),
-                extra: BTreeMap::new(),
-            };
-            let frame_steps = (0..actions.len() as u32).collect();
-            let states = Some(states);
-            return Ok(Episode { meta, cameras, frame_steps, proprio, actions, rewards, states });
+            episode.meta.success = outcome.success;
+            episode.meta.extra.extend(outcome.aborted.map(|why| ("aborted".to_owned(), why)));
+            episode.states = Some(states);
+            return Ok(episode);
         }
+    }
+}
+
+/// The episode before its first step.
+fn empty(env: &TabletopEnv, env_seed: u64) -> Episode {
+    let spec = env.spec();
+    Episode {
+        meta: EpisodeMeta {
+            task: spec.task.clone(),
+            instruction: env.instruction().to_owned(),
+            seed: env_seed,
+            success: false,
+            source: Source::Scripted,
+            mujoco_version: mujoco_version(),
+            control_hz: f64::from(spec.control_hz),
+            extra: BTreeMap::new(),
+        },
+        cameras: spec.cameras.iter().map(|camera| (camera.clone(), Vec::new())).collect(),
+        frame_steps: Vec::new(),
+        proprio: Vec::new(),
+        actions: Vec::new(),
+        rewards: Vec::new(),
+        states: None,
     }
 }

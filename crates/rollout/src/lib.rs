@@ -1,7 +1,7 @@
 //! Turns a policy and environments into trajectories.
 //!
 //! [`policy::VlaPolicy`] samples and scores action chunks through one forward path; [`collect::Collector`] plays planned
-//! episodes on many environments; [`seeds`] is where every random number comes from.
+//! episodes on many environments; [`demonstrate()`] lets the scripted expert play; [`seeds`] is where every random number comes from.
 
 pub mod collect;
 pub mod demonstrate;

@@ -1,0 +1,67 @@
+//! `efference conformance`: replays reference vectors made with the authors' own code.
+
+use std::path::PathBuf;
+
+use efference_objectives::conformance::{CaseResult, Numbers, Verdict, run_with};
+use serde_json::json;
+
+use crate::errors::{Failure, Result};
+use crate::ui::Ui;
+
+/// Replay reference vectors and print what differs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each case's values and gradients are compared with |got - expected| <= tolerance * max(1, |expected|).
+Cases of functions that are not there yet are skipped and counted. The last line is
+`N passed, M failed`, with `, K skipped` where there are any; the exit code is 1 if a case failed or
+none was replayed.")]
+pub(crate) struct Args {
+    /// A file of vectors, or a folder whose .json files are replayed in order of name
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// Also list the cases that pass, with their largest error
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let results = run_with(&args.path, &elsewhere)?;
+    for result in &results {
+        tell(result, args.verbose, ui);
+    }
+    let passed = results.iter().filter(|result| result.passed()).count();
+    let failed = results.iter().filter(|result| result.failed()).count();
+    let skipped = results.len() - passed - failed;
+    let more = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    ui.object(&json!({ "passed": passed, "failed": failed, "skipped": skipped }));
+    ui.line(format!("{passed} passed, {failed} failed{more}"));
+    match (failed, passed) {
+        (0, 0) => Err(Failure::new(format!("no case of `{}` was replayed", args.path.display()))),
+        (0, _) => Ok(()),
+        (1, _) => Err(Failure::new("a case differs from its reference")),
+        _ => Err(Failure::new(format!("{failed} cases differ from their references"))),
+    }
+}
+
+/// The parts of papers that live outside `objectives`.
+fn elsewhere(id: &str, function: &str, inputs: &Numbers) -> Option<std::result::Result<Numbers, String>> {
+    match id {
+        "model_vla" => efference_nets::conformance::replay(function, inputs),
+        _ => None,
+    }
+}
+
+fn tell(result: &CaseResult, verbose: bool, ui: &Ui) {
+    let CaseResult { id, case, verdict } = result;
+    let (word, worst, reason) = match verdict {
+        Verdict::Passed { worst } => ("passed", Some(*worst), None),
+        Verdict::Failed { reason } => ("failed", None, Some(reason)),
+        Verdict::Skipped { reason } => ("skipped", None, Some(reason)),
+    };
+    ui.object(&json!({ "id": id, "case": case, "verdict": word, "worst": worst, "reason": reason }));
+    match (worst, reason) {
+        (_, Some(reason)) => ui.line(format!("{word:7}  {id}  {case}: {reason}")),
+        (Some(worst), None) if verbose => ui.line(format!("{word:7}  {id}  {case}: worst error {worst:.1e}")),
+        _ => {}
+    }
+}
