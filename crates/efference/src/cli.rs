@@ -30,6 +30,7 @@ struct Cli {
 
 /// Parses the arguments of this process, runs the command, reports what went wrong.
 pub fn main() -> ExitCode {
+    efference_ops::host::prepare();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod heldout;
 pub mod metrics;
 pub mod optimise;
+pub mod policy_file;
 pub mod progress;
 pub mod record;
 pub mod report;

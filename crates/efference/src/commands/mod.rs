@@ -4,6 +4,8 @@ mod algorithms;
 mod conformance;
 mod demos;
 mod doctor;
+mod eval;
+mod train;
 mod view;
 
 use crate::errors::Result;
@@ -30,6 +32,8 @@ macro_rules! commands {
 
 // In the order in which `--help` lists them; the help text is the first line above each `Args`.
 commands! {
+    Train => train,
+    Eval => eval,
     Demos => demos,
     View => view,
     Algorithms => algorithms,

@@ -1,0 +1,63 @@
+//! A policy from a checkpoint, with everything it was trained with.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
+use efference_rollout::VlaPolicy;
+use serde::Deserialize;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Identity, sha256};
+use crate::error::Result;
+use crate::world;
+
+/// A policy ready to act.
+pub struct Loaded {
+    /// The policy.
+    pub policy: VlaPolicy,
+    /// The checkpoint's folder.
+    pub path: PathBuf,
+    /// Updates it has behind it.
+    pub step: u64,
+    /// Version of the simulator, of the training and of this program.
+    pub mujoco_version: String,
+}
+
+#[derive(Deserialize)]
+struct Stats {
+    action: Quantiles,
+    proprio: Quantiles,
+}
+
+/// Loads the policy of `path` (checkpoint or run folder) to act in `suite`. Shape and statistics come from the checkpoint;
+/// simulator and tokenizer must be those it was trained with, because others change results silently.
+///
+/// # Errors
+/// [`CheckpointError`]: nothing there, damaged, or made for another simulator, suite or tokenizer.
+pub fn load(path: &Path, suite: &str) -> Result<Loaded> {
+    let checkpoint = Checkpoint::load(path)?;
+    let needed = Identity {
+        mujoco_version: efference_envs::mujoco_version(),
+        suite: suite.into(),
+        tokenizer_sha256: sha256(efference_nets::BUILT_IN_TOKENIZER.as_bytes()),
+        ..checkpoint.identity.clone()
+    };
+    checkpoint.require(&needed)?;
+    let corrupt = |e: serde_json::Error| CheckpointError::Corrupt {
+        path: checkpoint.path.clone(),
+        why: format!("its network or statistics cannot be read: {e}"),
+    };
+    let shape: VlaConfig = serde_json::from_value(checkpoint.identity.model.clone()).map_err(corrupt)?;
+    let stats: Stats = serde_json::from_value(checkpoint.identity.action_stats.clone()).map_err(corrupt)?;
+    shape.validate()?;
+    stats.action.check("action statistics", shape.action_dim)?;
+    stats.proprio.check("proprioception statistics", shape.proprio_dim)?;
+    let tokenizer = Tokenizer::built_in()?;
+    let mut params = ParamStore::new(0, Device::Cpu);
+    let net = Vla::new(&mut params, &shape, tokenizer.special())?;
+    let policy =
+        VlaPolicy { net, params, tokenizer, action_stats: stats.action, proprio_stats: stats.proprio };
+    world::load(&policy, &checkpoint.path, &checkpoint.model)?;
+    let mujoco_version = needed.mujoco_version;
+    Ok(Loaded { policy, path: checkpoint.path, step: checkpoint.state.step, mujoco_version })
+}
