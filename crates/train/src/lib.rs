@@ -6,4 +6,5 @@ pub mod decisions;
 pub mod metrics;
 pub mod report;
 pub mod run_dir;
+pub mod show;
 pub mod tensorboard;
