@@ -79,6 +79,9 @@ pub enum Error {
         /// How many.
         count: u64,
     },
+    /// The report.
+    #[error(transparent)]
+    Show(#[from] crate::show::Error),
     /// The run to be resumed was made with other settings.
     #[error(
         "the checkpoint `{}` belongs to other settings than this run's config.toml; a resumed run may only change \

@@ -15,6 +15,7 @@ pub mod report;
 pub mod rl;
 pub mod run;
 pub mod run_dir;
+pub mod show;
 pub mod supervised;
 pub mod tensorboard;
 pub mod world;

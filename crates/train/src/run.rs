@@ -152,7 +152,7 @@ struct Run<'r> {
     log: MetricsLog,
     events: EventFile,
     checkpointer: Checkpointer,
-    album: Album,
+    album: Album<'r>,
     state: TrainState,
     /// Moments of the stage in progress, taken from the checkpoint when the stage continues.
     moments: Tensors,
@@ -188,7 +188,7 @@ impl<'r> Run<'r> {
         let log = MetricsLog::resume(&dir.metrics_file(), state.metrics_bytes)?;
         let past = metrics::read(&dir.metrics_file())?;
         let events = EventFile::create(&dir.events_file(), &past)?;
-        let album = Album::open(dir.root(), &config, state.step > 0, reporter);
+        let album = Album::open(&dir, &config, state.step > 0, reporter);
         let earlier_secs = state.numbers.get(ELAPSED).copied().unwrap_or(0.0);
         let Parts { world, policy, identity, demos } = parts;
         dir.write_config(&config)?;
@@ -512,7 +512,7 @@ impl<'r> Run<'r> {
             .map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?)))
             .collect::<candle_core::Result<_>>()?;
         let path = self.checkpointer.save(&self.identity, &self.state, &weights, &moments)?;
-        self.album.flush();
+        self.album.flush(&self.dir);
         self.reporter.report(&Event::Saved { step: self.state.step, path });
         Ok(())
     }

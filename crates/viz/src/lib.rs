@@ -26,7 +26,7 @@ pub use episode::{
     pose_from_mujoco, pose_from_mujoco_mat,
 };
 pub use error::{Error, Result};
-pub use recorder::{Recorder, RecorderOptions, Sink};
+pub use recorder::{Contents, Recorder, RecorderOptions, Sink, contents};
 pub use report::{ReportData, Strip, TaskRow};
 pub use stats::{Tally, wilson};
 

@@ -3,6 +3,7 @@
 use crate::episode::EpisodeRecord;
 use crate::error::{Error, Result};
 use crate::jsonl::JsonLines;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// File name of the recording for the rerun viewer inside a run's folder.
@@ -187,6 +188,30 @@ fn open_rrd(path: &Path, options: &RecorderOptions) -> Result<Box<dyn Sink>> {
 
 #[cfg(not(feature = "rerun"))]
 fn open_rrd(_: &Path, _: &RecorderOptions) -> Result<Box<dyn Sink>> {
+    Err(Error::NoRerun)
+}
+
+/// Recordings of a file by name, each with its entities and how many timed rows they have (0 for entities that do
+/// not change).
+pub type Contents = BTreeMap<String, BTreeMap<String, usize>>;
+
+/// What an `.rrd` file holds, read back with the viewer's own library. Of a file that ends within a message (its
+/// run was killed), what is whole.
+///
+/// # Errors
+/// [`Error::NoRecording`] if the file cannot be opened, [`Error::Encode`] if there is no recording in it,
+/// [`Error::NoRerun`] if this build cannot read it.
+#[cfg(feature = "rerun")]
+pub fn contents(path: &Path) -> Result<Contents> {
+    crate::rrd::contents(path)
+}
+
+/// What an `.rrd` file holds: not in this build, which cannot read it.
+///
+/// # Errors
+/// [`Error::NoRerun`].
+#[cfg(not(feature = "rerun"))]
+pub fn contents(_: &Path) -> Result<Contents> {
     Err(Error::NoRerun)
 }
 

@@ -133,7 +133,7 @@ pub(super) fn resume(path: &Path) -> Result<(RrdFile, Option<Layout>)> {
 }
 
 /// The messages up to the first broken one, and what is broken.
-fn read_whole(file: File) -> (Vec<LogMsg>, Option<String>) {
+pub(super) fn read_whole(file: File) -> (Vec<LogMsg>, Option<String>) {
     let mut messages = Vec::new();
     for message in Decoder::<LogMsg>::decode_lazy(BufReader::new(file)) {
         match message {

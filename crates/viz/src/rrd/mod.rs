@@ -9,10 +9,13 @@
 //! logs a failed write; training must know that its recording ended.
 
 mod blueprint;
+mod contents;
 mod entities;
 mod file;
 mod layout;
 mod stream;
+
+pub(crate) use contents::contents;
 
 use crate::episode::EpisodeRecord;
 use crate::error::{Error, Result};

@@ -1,8 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::episode::{CameraAxes, CameraRecord, GeomKind, Intrinsics, Plan, Pose, SceneGeom, Signal};
-use rerun::external::re_log_types::StoreKind;
-use rerun::log::{Chunk, LogMsg};
+use rerun::log::LogMsg;
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -59,16 +58,7 @@ fn options(resume: bool) -> RecorderOptions {
 
 /// Rows per entity of a recording.
 fn rows(messages: &[LogMsg], application: &str) -> BTreeMap<String, usize> {
-    let mut rows = BTreeMap::new();
-    for message in messages {
-        let (id, LogMsg::ArrowMsg(_, arrow)) = (message.store_id(), message) else { continue };
-        if id.kind() == StoreKind::Recording && id.application_id().as_str() == application {
-            let chunk = Chunk::from_arrow_msg(arrow).unwrap();
-            *rows.entry(chunk.entity_path().to_string()).or_insert(0) +=
-                if chunk.is_static() { 0 } else { chunk.num_rows() };
-        }
-    }
-    rows
+    contents::count(messages).unwrap().remove(application).unwrap_or_default()
 }
 
 fn activations(messages: &[LogMsg]) -> usize {
