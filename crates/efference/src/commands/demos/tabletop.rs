@@ -128,7 +128,7 @@ fn make(
     let entry = |e: &Entry| ((e.meta.task.clone(), e.meta.seed), e.steps);
     let there: BTreeMap<(String, u64), usize> = writer.entries().iter().map(entry).collect();
     loop {
-        let wanted: Vec<(usize, u64)> = tallies
+        let mut wanted: Vec<(usize, u64)> = tallies
             .iter()
             .enumerate()
             .flat_map(|(t, tally)| {
@@ -136,6 +136,8 @@ fn make(
                 (tally.tried..tally.tried + missing).map(move |i| (t, i))
             })
             .collect();
+        // All tasks in turn: what an interruption leaves is balanced.
+        wanted.sort_by_key(|&(t, i)| (i, t));
         if wanted.is_empty() {
             return Ok(());
         }
