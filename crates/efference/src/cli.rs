@@ -21,7 +21,7 @@ struct Cli {
     /// Say only results and errors: no bars, no notes
     #[arg(long, short, global = true)]
     quiet: bool,
-    /// Write events and results to stdout as one JSON object per line, and errors to stderr as a JSON object
+    /// For machines: events and results on stdout, errors on stderr, one JSON object per line
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]

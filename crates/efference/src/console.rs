@@ -17,9 +17,10 @@ use crate::ui::Ui;
 /// Between two plain lines at least.
 const PAUSE: Duration = Duration::from_secs(5);
 
-const BAR: &str = "{prefix:>7} {wide_bar:.cyan/dim} {pos}/{len} {unit}  {rate}  {left}";
-const BAR_AND_NUMBERS: &str =
-    "{prefix:>7} {wide_bar:.cyan/dim} {pos}/{len} {unit}  {rate}  {left}\n        {wide_msg}";
+// Narrower than the terminal: after a full line, the `^C` that the terminal echoes would begin a new one, and the bar
+// would stay behind.
+const BAR: &str = "{prefix:>7} {bar:30.cyan/dim} {pos}/{len} {unit}  {rate}  {left}";
+const BAR_AND_NUMBERS: &str = "{prefix:>7} {bar:30.cyan/dim} {pos}/{len} {unit}  {rate}  {left}\n  {msg}";
 
 /// Tells a person what a loop does.
 pub struct Console {
@@ -140,7 +141,8 @@ impl Reporter for Console {
                     if bar.message().is_empty() {
                         bar.set_style(style(BAR_AND_NUMBERS, &stage.unit));
                     }
-                    bar.set_message(stage.numbers.clone());
+                    let room = usize::from(Term::stderr().size().1).saturating_sub(5);
+                    bar.set_message(stage.numbers.chars().take(room).collect::<String>());
                 }
             }
             Event::Saved { step, path } => {

@@ -10,11 +10,11 @@ use efference_viz::wilson;
 type Shown = (&'static str, &'static str, fn(f64) -> String);
 const SHOWN: [Shown; 10] = [
     ("success", "success", percent),
-    ("reward", "reward", three),
+    ("reward", "reward", two),
     ("loss", "loss", three),
     ("kl", "kl", exponent),
     ("approx_kl", "kl", exponent),
-    ("entropy", "entropy", three),
+    ("entropy", "entropy", two),
     ("clip_frac", "clip", percent),
     ("skipped_steps", "skipped", whole_unless_zero),
     ("speed/env_steps_per_s", "env steps/s", thousands),
@@ -63,6 +63,10 @@ pub fn eval_table(label: &str, step: u64, tasks: &[TaskScore]) -> String {
 /// `31.0%`.
 pub fn percent(x: f64) -> String {
     format!("{:.1}%", 100.0 * x)
+}
+
+fn two(x: f64) -> String {
+    format!("{x:.2}")
 }
 
 fn three(x: f64) -> String {

@@ -11,10 +11,9 @@ use crate::ui::Ui;
 /// Replay reference vectors and print what differs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Each case's values and gradients are compared with |got - expected| <= tolerance * max(1, |expected|).
-Cases of functions that are not there yet are skipped and counted. The last line is
-`N passed, M failed`, with `, K skipped` where there are any; the exit code is 1 if a case failed or
-none was replayed.")]
+Values and gradients of each case are compared: |got - expected| <= tolerance * max(1, |expected|). Cases of functions \
+that are not there yet are skipped and counted. The last line is `N passed, M failed`, with `, K skipped` where there \
+are any; the exit code is 1 if a case failed or none was replayed.")]
 pub(crate) struct Args {
     /// A file of vectors, or a folder whose .json files are replayed in order of name
     #[arg(value_name = "FILE|DIR")]

@@ -99,7 +99,7 @@ fn field(file: &str, name: &str) -> Option<String> {
 
 /// The program does not start without its library, so it is there.
 fn mujoco() -> String {
-    format!("{} from {}", efference_mujoco::version(), efference_mujoco::LIBRARY_DIR)
+    format!("{} from {}", efference_mujoco::version(), short(Path::new(efference_mujoco::LIBRARY_DIR)))
 }
 
 const NO_OPENGL: &str = "cargo xtask setup";
@@ -155,9 +155,15 @@ fn viewer() -> Found {
 
 fn real_demonstrations() -> Found {
     match native::robosuite() {
-        Some(folder) => Ok(folder.join(native::LIFT).display().to_string()),
+        Some(folder) => Ok(format!("three of a person lifting a cube, in {}", short(&folder))),
         None => Err(("not fetched; `efference demos import` can use them".into(), "cargo xtask real-data")),
     }
+}
+
+/// A path as seen from here.
+fn short(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
 }
 
 fn first_line(error: &dyn std::error::Error) -> String {

@@ -17,8 +17,8 @@ use crate::ui::Ui;
 /// Replay a robomimic-style .hdf5 file (robosuite, LIBERO) and store it as episodes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The recorded states are shown by the simulator again and both cameras are drawn at every step.
-`cargo xtask real-data` fetches three human demonstrations of lifting a cube, and the meshes they need.")]
+The recorded states are shown by the simulator again and both cameras are drawn at every step. `cargo xtask real-data` \
+fetches three human demonstrations of lifting a cube, and the meshes they need.")]
 pub(crate) struct Args {
     /// The demonstrations
     #[arg(value_name = "FILE.hdf5")]

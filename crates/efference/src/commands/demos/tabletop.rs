@@ -1,10 +1,11 @@
 //! `efference demos tabletop`: the scripted expert plays.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use efference_data::{Episode, EpisodeWriter};
+use efference_data::{Entry, Episode, EpisodeWriter, Error};
 use efference_envs::tabletop::{Expert, TabletopOptions, Task, train_seed};
 use efference_rollout::{Purpose, demonstrate, seed_for};
 use efference_train::report::{Event, Reporter, StopFlag};
@@ -19,14 +20,16 @@ use crate::{interrupt, text};
 /// Let the scripted expert solve the tabletop tasks and store its episodes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every episode holds both cameras at every control step, actions, proprioception and the simulator's
-states; the environment decides about success, and failures are not stored. The initial states are
-training states, never those of the evaluation. The same arguments give the same files, on any number
-of threads. Format: docs/episode_format.md.")]
+Every episode holds both cameras at every control step, actions, proprioception and the simulator's states; the \
+environment decides about success, and failures are not stored. The initial states are training states, never those of \
+the evaluation. The same arguments give the same episodes, on any number of threads. Format: docs/episode_format.md.")]
 pub(crate) struct Args {
-    /// Folder to make; it must not hold episodes yet
+    /// Folder to make; it must not hold episodes yet, unless --append is given
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Add to the folder's episodes; those that are there already are not made again
+    #[arg(long)]
+    append: bool,
     /// Task to demonstrate; may be repeated [default: all]
     #[arg(long = "task", value_name = "ID", value_parser = PossibleValuesParser::new(Task::ids()).try_map(|id| Task::from_id(&id)))]
     tasks: Vec<Task>,
@@ -67,7 +70,7 @@ struct Tally {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let stop = interrupt::install(ui)?;
-    let mut writer = EpisodeWriter::create(&args.out)?;
+    let mut writer = open(args)?;
     let mut tasks = if args.tasks.is_empty() { Task::ALL.to_vec() } else { args.tasks.clone() };
     tasks.dedup();
     let mut tallies: Vec<Tally> =
@@ -78,11 +81,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let made = make(args, &mut tallies, &mut writer, reporter.as_ref(), &stop);
     drop(reporter);
     made?;
-    tell(&tallies, args, ui);
+    tell(&tallies, writer.entries().len(), args, ui);
     let stored: u64 = tallies.iter().map(|t| t.stored).sum();
     if stop.requested() && stored < total {
         let what = format!("{stored} of {total} episodes are stored in {}", args.out.display());
-        return Err(Failure::interrupted(what).help("they are whole and can be used"));
+        return Err(Failure::interrupted(what).help("the same command with --append makes the rest"));
     }
     match tallies.iter().find(|t| t.stored < args.per_task) {
         None => Ok(()),
@@ -94,6 +97,19 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         ))
         .help("lower --noise, or bring --speed nearer to its default")),
     }
+}
+
+fn open(args: &Args) -> Result<EpisodeWriter> {
+    if args.append {
+        return Ok(EpisodeWriter::append_to(&args.out)?);
+    }
+    EpisodeWriter::create(&args.out).map_err(|error| match error {
+        Error::AlreadyThere { path, episodes } => {
+            let what = format!("`{}` already holds {}", path.display(), count(episodes, "episode"));
+            Failure::new(what).help("choose another folder with --out, or add to this one with --append")
+        }
+        other => other.into(),
+    })
 }
 
 /// Rounds of attempts until every task has its episodes. Episodes are stored in the order of their seeds, whichever is
@@ -109,8 +125,10 @@ fn make(
     // A task that fails more often than every second time is given up.
     let enough = 2 * args.per_task + 8;
     let done = AtomicU64::new(0);
+    let entry = |e: &Entry| ((e.meta.task.clone(), e.meta.seed), e.steps);
+    let there: BTreeMap<(String, u64), usize> = writer.entries().iter().map(entry).collect();
     loop {
-        let wanted: Vec<(usize, u64)> = tallies
+        let mut wanted: Vec<(usize, u64)> = tallies
             .iter()
             .enumerate()
             .flat_map(|(t, tally)| {
@@ -118,6 +136,8 @@ fn make(
                 (tally.tried..tally.tried + missing).map(move |i| (t, i))
             })
             .collect();
+        // All tasks in turn: what an interruption leaves is balanced.
+        wanted.sort_by_key(|&(t, i)| (i, t));
         if wanted.is_empty() {
             return Ok(());
         }
@@ -126,31 +146,69 @@ fn make(
                 return Ok(());
             }
             let play = |&(t, i): &(usize, u64)| {
-                let episode = attempt(args, tallies[t].task, i)?;
-                if episode.meta.success {
+                let task = tallies[t].task;
+                let seed = env_seed(args, task, i);
+                if let Some(&steps) = there.get(&(task.id().to_owned(), seed)) {
+                    return Ok((t, Attempt::There { steps }));
+                }
+                Ok((t, Attempt::Played(attempt(args, task, seed)?)))
+            };
+            let play = |place: &(usize, u64)| {
+                let attempt = play(place);
+                if attempt.as_ref().is_ok_and(|(_, attempt)| attempt.counts()) {
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
                     reporter.report(&Event::Progress { done });
                 }
-                Ok((t, episode))
+                attempt
             };
-            let episodes: Vec<Result<(usize, Episode)>> = attempts.par_iter().map(play).collect();
-            for episode in episodes {
-                let (t, episode) = episode?;
+            let played: Vec<Result<(usize, Attempt)>> = attempts.par_iter().map(play).collect();
+            for attempt in played {
+                let (t, attempt) = attempt?;
                 tallies[t].tried += 1;
-                if episode.meta.success {
-                    writer.append(&episode)?;
+                if attempt.counts() {
                     tallies[t].stored += 1;
-                    tallies[t].steps.push(episode.steps());
+                    tallies[t].steps.push(attempt.steps());
+                }
+                if let Attempt::Played(episode) = attempt
+                    && episode.meta.success
+                {
+                    writer.append(&episode)?;
                 }
             }
         }
     }
 }
 
-fn attempt(args: &Args, task: Task, i: u64) -> Result<Episode> {
-    // The seeds of `train`'s own demonstrations: the same run seed gives the same episodes here and there.
+/// What became of an initial state.
+enum Attempt {
+    Played(Episode),
+    /// The folder had it already.
+    There {
+        steps: usize,
+    },
+}
+
+impl Attempt {
+    /// Whether the folder holds it in the end.
+    fn counts(&self) -> bool {
+        matches!(self, Self::There { .. }) || matches!(self, Self::Played(episode) if episode.meta.success)
+    }
+
+    fn steps(&self) -> usize {
+        match self {
+            Self::Played(episode) => episode.steps(),
+            Self::There { steps } => *steps,
+        }
+    }
+}
+
+/// The seeds of `train`'s own demonstrations: the same run seed gives the same episodes here and there.
+fn env_seed(args: &Args, task: Task, i: u64) -> u64 {
     let number = Task::ALL.iter().position(|other| *other == task).unwrap_or(0) as u64;
-    let seed = train_seed(seed_for(args.seed, Purpose::Demonstrations, &[number, i]));
+    train_seed(seed_for(args.seed, Purpose::Demonstrations, &[number, i]))
+}
+
+fn attempt(args: &Args, task: Task, seed: u64) -> Result<Episode> {
     let options = TabletopOptions { image_size: args.image_size as usize, ..TabletopOptions::default() };
     let expert = Expert::new(task).with_speed(args.speed).with_noise(args.noise, seed);
     let mut episode = demonstrate(&options, task, seed, expert)?;
@@ -159,7 +217,7 @@ fn attempt(args: &Args, task: Task, i: u64) -> Result<Episode> {
     Ok(episode)
 }
 
-fn tell(tallies: &[Tally], args: &Args, ui: &Ui) {
+fn tell(tallies: &[Tally], held: usize, args: &Args, ui: &Ui) {
     let mut rows = vec![["task", "stored", "failed", "steps"].map(str::to_owned).to_vec()];
     for tally in tallies {
         let Tally { task, tried, stored, steps } = tally;
@@ -171,6 +229,5 @@ fn tell(tallies: &[Tally], args: &Args, ui: &Ui) {
     for line in table(&rows) {
         ui.line(line);
     }
-    let stored: u64 = tallies.iter().map(|t| t.stored).sum();
-    ui.line(format!("{} in {}", count(stored as usize, "episode"), args.out.display()));
+    ui.line(format!("{} in {}", count(held, "episode"), args.out.display()));
 }
