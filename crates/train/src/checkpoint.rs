@@ -313,6 +313,32 @@ pub fn load_weights(path: &Path) -> Result<Tensors, CheckpointError> {
     Ok(Checkpoint::load(path)?.model)
 }
 
+/// Precision of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// As they are trained.
+    F32,
+    /// Rounded to 16 bits.
+    F16,
+}
+
+/// Writes `weights` into one file, all or nothing, and returns its size in bytes.
+///
+/// # Errors
+/// [`CheckpointError::Write`], [`CheckpointError::Tensors`].
+pub fn export(weights: &Tensors, dtype: Dtype, path: &Path) -> Result<u64, CheckpointError> {
+    let dtype = match dtype {
+        Dtype::F32 => candle_core::DType::F32,
+        Dtype::F16 => candle_core::DType::F16,
+    };
+    let failed = |e: candle_core::Error| CheckpointError::Tensors { path: path.into(), why: e.to_string() };
+    let converted: Result<Tensors, _> =
+        weights.iter().map(|(name, t)| Ok((name.clone(), t.to_dtype(dtype)?))).collect();
+    let bytes = serialise(path, &converted.map_err(failed)?)?;
+    atomic::write_file(path, &bytes)?;
+    Ok(bytes.len() as u64)
+}
+
 /// The checkpoint folder that `path` means.
 fn find(path: &Path) -> Result<PathBuf, CheckpointError> {
     if path.join(STATE).is_file() {

@@ -17,6 +17,11 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// The suite whose episodes come from stored demonstrations only: nothing can be rolled out or evaluated.
 pub const DATASET_SUITE: &str = "dataset";
 
+/// `[model] init_from` for the weights that the program carries.
+pub const BUILT_IN_WEIGHTS: &str = "builtin:tabletop_play";
+/// The small VLA after `configs/tabletop_play.toml`, numbers rounded to 16 bits.
+const TABLETOP_PLAY: &[u8] = include_bytes!("../../../assets/tabletop_play.safetensors");
+
 /// Tabletop environments as a configuration describes them.
 pub struct Tabletop {
     /// How each is set up.
@@ -113,10 +118,13 @@ pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolic
     let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
-    if let Some(path) = &config.model.init_from {
-        let path = Path::new(path);
-        let weights = checkpoint::load_weights(path)?;
-        load(&policy, path, &weights)?;
+    match config.model.init_from.as_deref() {
+        None => {}
+        Some(BUILT_IN_WEIGHTS) => policy.params.load_bytes(Path::new(BUILT_IN_WEIGHTS), TABLETOP_PLAY)?,
+        Some(path) => {
+            let path = Path::new(path);
+            load(&policy, path, &checkpoint::load_weights(path)?)?;
+        }
     }
     Ok(policy)
 }

@@ -1,10 +1,13 @@
 //! One file per command. A new one is a `mod` line and a line in the list below.
 
 mod algorithms;
+mod bench;
 mod conformance;
 mod demos;
 mod doctor;
 mod eval;
+mod export;
+mod quickstart;
 mod train;
 mod view;
 
@@ -32,11 +35,14 @@ macro_rules! commands {
 
 // In the order in which `--help` lists them; the help text is the first line above each `Args`.
 commands! {
+    Quickstart => quickstart,
     Train => train,
     Eval => eval,
     Demos => demos,
+    Export => export,
     View => view,
     Algorithms => algorithms,
     Conformance => conformance,
+    Bench => bench,
     Doctor => doctor,
 }
