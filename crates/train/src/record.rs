@@ -171,7 +171,13 @@ impl<'r> Album<'r> {
     }
 
     /// Ends the recording and writes the report.
-    pub fn close(&mut self, dir: &RunDir, config: &TrainConfig, records: &[Record], summary: &Summary) -> Result<()> {
+    pub fn close(
+        &mut self,
+        dir: &RunDir,
+        config: &TrainConfig,
+        records: &[Record],
+        summary: &Summary,
+    ) -> Result<()> {
         let card = card(summary);
         let result = self.recorder.summary(&card).and_then(|()| self.recorder.flush());
         self.tell(result);
@@ -190,7 +196,8 @@ impl<'r> Album<'r> {
         if !summary.finished {
             notes.push("The run was stopped before its end and can be resumed.".to_string());
         }
-        let page = show::report(config, records, &summary.evals, self.strips.clone(), phases, environment, notes);
+        let page =
+            show::report(config, records, &summary.evals, self.strips.clone(), phases, environment, notes);
         let html = page.to_html().map_err(show::Error::from)?;
         Ok(efference_data::atomic::write_file(&dir.report_file(), html.as_bytes())?)
     }

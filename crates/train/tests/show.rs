@@ -10,9 +10,9 @@ use efference_envs::{ACTION_DIM, Action, Env, PROPRIO_DIM};
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
 use efference_rollout::{Decision, EpisodePlan, Trajectory, VlaPolicy};
 use efference_train::config::TrainConfig;
+use efference_train::evaluate::EvalTable;
 use efference_train::metrics::Record;
 use efference_train::report::{TaskScore, Values};
-use efference_train::evaluate::EvalTable;
 use efference_train::show::{self, Label};
 use efference_viz::{Recorder, RecorderOptions};
 

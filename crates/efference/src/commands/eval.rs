@@ -90,7 +90,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Failure::interrupted("stopped before all episodes were played; nothing is reported"));
     };
     let table = EvalTable { label: "eval".into(), step: loaded.step, tasks };
-    reporter.report(&Event::Eval { label: table.label.clone(), step: table.step, tasks: table.tasks.clone() });
+    reporter.report(&Event::Eval {
+        label: table.label.clone(),
+        step: table.step,
+        tasks: table.tasks.clone(),
+    });
     ui.object(&Outcome {
         checkpoint: &loaded.path,
         mujoco_version: &loaded.mujoco_version,

@@ -65,7 +65,12 @@ pub(super) fn finish(summary: &Summary, ui: &Ui) -> Result<()> {
     }
     for table in &summary.evals {
         let episodes: u64 = table.tasks.iter().map(|t: &TaskScore| t.episodes).sum();
-        ui.line(format!("{:<10} step {:<6} success {} of {episodes} episodes", table.label, table.step, percent(table.mean())));
+        ui.line(format!(
+            "{:<10} step {:<6} success {} of {episodes} episodes",
+            table.label,
+            table.step,
+            percent(table.mean())
+        ));
     }
     ui.note(format!("run: {run} (report.html; `efference view {run}` for the recording)"));
     Ok(())

@@ -63,7 +63,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     for line in table(&rows) {
         ui.line(line);
     }
-    ui.line(format!("{threads} threads, MuJoCo {}, 64 px pictures of two cameras", efference_envs::mujoco_version()));
+    ui.line(format!(
+        "{threads} threads, MuJoCo {}, 64 px pictures of two cameras",
+        efference_envs::mujoco_version()
+    ));
     Ok(())
 }
 
@@ -176,8 +179,11 @@ impl Bench {
         let mut optimiser = Optimiser::new(&policy.params, OptimiserSettings::sft(&sft))?;
         let actions: Vec<Action> = (0..policy.chunk()).map(|t| wave(0, t)).collect();
         let targets = policy.encode_chunk(&actions);
-        let examples: Vec<Example> =
-            looks.iter().take(32).map(|look| Example { look: look.clone(), targets: targets.clone() }).collect();
+        let examples: Vec<Example> = looks
+            .iter()
+            .take(32)
+            .map(|look| Example { look: look.clone(), targets: targets.clone() })
+            .collect();
         self.rate(|| {
             supervised::update(&policy, &mut optimiser, &examples, sft.label_smoothing_bins)?;
             Ok(examples.len() * targets.len())
@@ -199,7 +205,8 @@ impl Bench {
                 })
                 .collect();
             let options = CollectOptions { temperature: 1.0, slots: SLOTS, keep_snapshots: false };
-            let played = collector.collect(&self.policy, &plans, &options, &mut |_| true).map_err(Error::from)?;
+            let played =
+                collector.collect(&self.policy, &plans, &options, &mut |_| true).map_err(Error::from)?;
             steps += played.iter().map(|t| t.finish_steps).sum::<usize>();
             Ok(played.len())
         })?;
