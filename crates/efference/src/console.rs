@@ -17,10 +17,8 @@ use crate::ui::Ui;
 /// Between two plain lines at least.
 const PAUSE: Duration = Duration::from_secs(5);
 
-// Narrower than the terminal: after a full line, the `^C` that the terminal echoes would begin a new one, and the bar
-// would stay behind.
-const BAR: &str = "{prefix:>7} {bar:30.cyan/dim} {pos}/{len} {unit}  {rate}  {left}";
-const BAR_AND_NUMBERS: &str = "{prefix:>7} {bar:30.cyan/dim} {pos}/{len} {unit}  {rate}  {left}\n  {msg}";
+const BAR: &str = "{prefix:>7} {wide_bar:.cyan/dim} {pos}/{len} {unit}  {rate}  {left}";
+const BAR_AND_NUMBERS: &str = "{prefix:>7} {wide_bar:.cyan/dim} {pos}/{len} {unit}  {rate}  {left}\n  {msg}";
 
 /// Tells a person what a loop does.
 pub struct Console {
@@ -60,6 +58,7 @@ impl Console {
             bar.set_position(done);
             bar.reset_eta();
             bar.enable_steady_tick(Duration::from_millis(250));
+            self.ui.set_bar_shown(true);
             bar
         });
         if !self.live {
@@ -75,6 +74,7 @@ impl Console {
         if let Some(bar) = &stage.bar {
             bar.finish_and_clear();
             self.bars.remove(bar);
+            self.ui.set_bar_shown(false);
         }
         if stage.done >= stage.total {
             self.ui.note(stage.line(true));
@@ -159,6 +159,7 @@ impl Drop for Console {
         let slot = self.stage.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = slot.take().and_then(|stage| stage.bar) {
             bar.finish_and_clear();
+            self.ui.set_bar_shown(false);
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn install(ui: &Ui) -> Result<StopFlag> {
         if asked.request() {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        ui.warn("stopping after this step; press again to quit at once");
+        ui.interrupted("stopping after this step; press again to quit at once");
     })
     .map_err(|error| Failure::from(error).doing("cannot handle Ctrl-C"))?;
     Ok(flag)

@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn units_fit_the_size() {
         assert_eq!(
-            (rate(0.25), rate(3.14), rate(54_321.0)),
+            (rate(0.25), rate(3.12), rate(54_321.0)),
             ("4.0 s each".into(), "3.1/s".into(), "54.3k/s".into())
         );
         assert_eq!(duration(Duration::from_secs(200)), "3 min 20 s");

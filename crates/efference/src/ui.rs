@@ -1,6 +1,8 @@
 //! Where a command's words go: results to stdout, everything else to stderr, all of it as JSON if asked for.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use efference_train::report::{Event, Reporter};
 use indicatif::MultiProgress;
@@ -14,12 +16,14 @@ pub struct Ui {
     quiet: bool,
     json: bool,
     bars: MultiProgress,
+    /// Whether a bar is on the screen.
+    bar_shown: Arc<AtomicBool>,
 }
 
 impl Ui {
     /// As the flags `--quiet` and `--json` say.
     pub fn new(quiet: bool, json: bool) -> Self {
-        Self { quiet, json, bars: MultiProgress::new() }
+        Self { quiet, json, bars: MultiProgress::new(), bar_shown: Arc::default() }
     }
 
     /// Whether a machine listens.
@@ -55,6 +59,21 @@ impl Ui {
         if !self.json {
             self.aside(text.as_ref());
         }
+    }
+
+    /// As [`Ui::warn`], from the handler of Ctrl-C.
+    pub fn interrupted(&self, text: &str) {
+        // The cursor waits at the end of the bar's padded last line, so the `^C` that the terminal echoed stands on the
+        // next one. Unless it is taken back, the bar is cleared one line too low and its top stays.
+        if self.bar_shown.load(Ordering::Relaxed) {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K\x1b[1A");
+        }
+        self.warn(text);
+    }
+
+    /// Tells whether a bar is on the screen.
+    pub(crate) fn set_bar_shown(&self, shown: bool) {
+        self.bar_shown.store(shown, Ordering::Relaxed);
     }
 
     fn aside(&self, text: &str) {

@@ -60,6 +60,7 @@ fn tell(result: &CaseResult, verbose: bool, ui: &Ui) {
     ui.object(&json!({ "id": id, "case": case, "verdict": word, "worst": worst, "reason": reason }));
     match (worst, reason) {
         (_, Some(reason)) => ui.line(format!("{word:7}  {id}  {case}: {reason}")),
+        (Some(0.0), None) if verbose => ui.line(format!("{word:7}  {id}  {case}: exact")),
         (Some(worst), None) if verbose => ui.line(format!("{word:7}  {id}  {case}: worst error {worst:.1e}")),
         _ => {}
     }

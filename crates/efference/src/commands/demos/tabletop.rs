@@ -151,7 +151,7 @@ fn make(
                 if let Some(&steps) = there.get(&(task.id().to_owned(), seed)) {
                     return Ok((t, Attempt::There { steps }));
                 }
-                Ok((t, Attempt::Played(attempt(args, task, seed)?)))
+                Ok((t, Attempt::Played(Box::new(attempt(args, task, seed)?))))
             };
             let play = |place: &(usize, u64)| {
                 let attempt = play(place);
@@ -181,7 +181,7 @@ fn make(
 
 /// What became of an initial state.
 enum Attempt {
-    Played(Episode),
+    Played(Box<Episode>),
     /// The folder had it already.
     There {
         steps: usize,
