@@ -11,7 +11,7 @@ use crate::run_dir::RunDirError;
 pub enum Error {
     /// The configuration.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] Box<ConfigError>),
     /// A setting that belongs to another part (the network's shape, an algorithm's preset, a task) was refused there.
     #[error("setting `{section}` is not usable")]
     Setting {
@@ -23,22 +23,22 @@ pub enum Error {
     },
     /// The run folder.
     #[error(transparent)]
-    RunDir(#[from] RunDirError),
+    RunDir(#[from] Box<RunDirError>),
     /// A checkpoint.
     #[error(transparent)]
-    Checkpoint(Box<CheckpointError>),
+    Checkpoint(#[from] Box<CheckpointError>),
     /// The metrics log.
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Metrics(#[from] Box<MetricsError>),
     /// A file of the run could not be written.
     #[error(transparent)]
-    Write(#[from] efference_data::atomic::Error),
+    Write(#[from] Box<efference_data::atomic::Error>),
     /// Stored demonstrations.
     #[error("demonstrations")]
     Data(#[from] Box<efference_data::Error>),
     /// Demonstrations that the policy cannot learn from.
     #[error(transparent)]
-    Examples(#[from] decisions::Error),
+    Examples(#[from] Box<decisions::Error>),
     /// A rollout.
     #[error("rollout")]
     Rollout(#[from] Box<efference_rollout::Error>),
@@ -47,13 +47,13 @@ pub enum Error {
     Env(#[from] Box<efference_envs::Error>),
     /// The objective.
     #[error("objective")]
-    Objective(#[from] efference_objectives::Error),
+    Objective(#[from] Box<efference_objectives::Error>),
     /// The network.
     #[error("policy network")]
     Net(#[from] Box<efference_nets::Error>),
     /// A fused operation or the optimiser.
     #[error("tensor operation")]
-    Op(#[from] efference_ops::Error),
+    Op(#[from] Box<efference_ops::Error>),
     /// A tensor operation.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
@@ -81,7 +81,7 @@ pub enum Error {
     },
     /// The report.
     #[error(transparent)]
-    Show(#[from] crate::show::Error),
+    Show(#[from] Box<crate::show::Error>),
     /// The run to be resumed was made with other settings.
     #[error(
         "the checkpoint `{}` belongs to other settings than this run's config.toml; a resumed run may only change \
@@ -114,12 +114,6 @@ fn some(names: &[String]) -> String {
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-impl From<CheckpointError> for Error {
-    fn from(error: CheckpointError) -> Self {
-        Self::Checkpoint(Box::new(error))
-    }
-}
-
 macro_rules! boxed {
     ($($ty:ty),*) => {$(
         impl From<$ty> for Error {
@@ -129,4 +123,18 @@ macro_rules! boxed {
         }
     )*};
 }
-boxed!(efference_data::Error, efference_rollout::Error, efference_envs::Error, efference_nets::Error);
+boxed!(
+    ConfigError,
+    RunDirError,
+    CheckpointError,
+    MetricsError,
+    decisions::Error,
+    crate::show::Error,
+    efference_data::atomic::Error,
+    efference_data::Error,
+    efference_rollout::Error,
+    efference_envs::Error,
+    efference_objectives::Error,
+    efference_nets::Error,
+    efference_ops::Error
+);

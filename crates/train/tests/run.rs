@@ -67,8 +67,11 @@ fn start(config: &TrainConfig, reporter: &dyn Reporter, stop: &StopFlag) -> Summ
     run::start(config, Taken::Refuse, reporter, stop).unwrap()
 }
 
+/// Step, stage, and name and bits of each number.
+type Line = (u64, String, Vec<(String, u64)>);
+
 /// What two runs must agree in, step by step: names, and bits of every number that does not measure the machine.
-fn bits(run: &Path) -> Vec<(u64, String, Vec<(String, u64)>)> {
+fn bits(run: &Path) -> Vec<Line> {
     let number = |(name, x): (&String, &f64)| is_reproducible(name).then(|| (name.clone(), x.to_bits()));
     let line = |r: Record| (r.step, r.stage.clone(), r.values.iter().filter_map(number).collect());
     metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().map(line).collect()
