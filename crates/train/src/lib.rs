@@ -1,6 +1,7 @@
 //! The loop: configuration, recipes, checkpoints, resume, evaluation.
 
 pub mod checkpoint;
+pub mod compare;
 pub mod config;
 pub mod decisions;
 pub mod error;

@@ -2,6 +2,7 @@
 
 mod algorithms;
 mod bench;
+mod compare;
 mod conformance;
 mod demos;
 mod doctor;
@@ -39,6 +40,7 @@ commands! {
     Train => train,
     Eval => eval,
     Demos => demos,
+    Compare => compare,
     Export => export,
     View => view,
     Algorithms => algorithms,
