@@ -1,11 +1,13 @@
 //! What is in the recording, as far as the arrangement on the screen needs to know. Saved inside the file, so
 //! that a resumed run can extend the arrangement.
 
+use super::training::History;
 use crate::episode::{EpisodeRecord, Pose};
 use nalgebra::{Point3, Vector3};
 use rerun::log::Chunk;
 use rerun::{RecordingStream, TextDocument};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Entity of the run's card.
 pub(super) const CARD: &str = "card";
@@ -17,6 +19,9 @@ pub(super) struct Layout {
     pub(super) stages: Vec<Stage>,
     /// Names of the training curves in order of appearance.
     pub(super) curves: Vec<String>,
+    /// What the curves were so far, for the drawing beside the episodes.
+    #[serde(default)]
+    pub(super) history: BTreeMap<String, History>,
     /// Text of the run's card; empty for none.
     pub(super) card: String,
     /// Control rate of the first episode, the speed of playing.
@@ -99,6 +104,12 @@ impl Layout {
             self.curves.push(name.into());
         }
         (curve_path(name), is_new)
+    }
+
+    /// Names and points of the curves in a plot, in order of appearance.
+    pub(super) fn curves_of(&self, title: &str) -> impl Iterator<Item = (&str, &History)> {
+        let names = self.curves.iter().filter(move |name| plot_of(name).0 == title);
+        names.filter_map(|name| Some((name.as_str(), self.history.get(name)?)))
     }
 
     /// Place of a curve among those in the same plot, for its colour.
@@ -189,21 +200,15 @@ fn plot_of(name: &str) -> (String, usize) {
     }
 }
 
-/// A view point that shows the whole motion: beside the first fixed camera, a little above, so that the 3D view
-/// and the camera image are easy to relate.
+/// A view point that shows where the gripper works: beside the first fixed camera, a little above, so that the 3D
+/// view and the camera image are easy to relate.
 fn spectator(e: &EpisodeRecord) -> ([f32; 3], [f32; 3]) {
-    let moving = e.scene.iter().filter(|g| g.poses.len() > 1).flat_map(|g| [g.poses.first(), g.poses.last()]);
-    let points: Vec<Point3<f32>> = e
-        .gripper
-        .iter()
-        .chain(moving.flatten())
-        .map(position)
-        .filter(|p| p.iter().all(|c| c.is_finite()))
-        .collect();
+    let points: Vec<Point3<f32>> =
+        e.gripper.iter().map(position).filter(|p| p.iter().all(|c| c.is_finite())).collect();
     let Some(first) = points.first() else { return ([1.0, -1.0, 1.0], [0.0; 3]) };
     let (low, high) = points.iter().fold((*first, *first), |(low, high), p| (low.inf(p), high.sup(p)));
     let target = nalgebra::center(&low, &high);
-    let radius = (0.5 * (high - low).norm()).clamp(0.3, 3.0);
+    let radius = (0.5 * (high - low).norm()).clamp(0.27, 3.0);
     let fixed = e.cameras.iter().find(|c| c.poses.len() == 1).and_then(|c| c.poses.first());
     let towards = fixed.map_or(Vector3::new(1.0, -1.0, 0.0), |pose| position(pose) - target);
     let azimuth = towards.y.atan2(towards.x) + 0.6;

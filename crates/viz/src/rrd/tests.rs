@@ -86,13 +86,14 @@ fn an_episode_becomes_entities_on_the_frame_timeline() {
         ("world/plan", 2),
         ("world/plan/points", 2),
         ("world/gripper", 6),
-        ("world/scene/Capsule_6", 6),
+        ("world/scene/moving/capsules", 6),
         ("world/scene/fixed/capsules", 0),
         ("world/cameras/front", 0),
         ("world/cameras/front/rgb", 2),
         ("world/cameras/wrist", 6),
         ("plot/reward", 5),
-        ("plot/gripper_m", 5),
+        ("plot/progress_score", 6),
+        ("signals/gripper_m", 5),
         ("card", 0),
     ] {
         for stage in ["before_RL", "after_RL"] {
