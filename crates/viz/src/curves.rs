@@ -65,6 +65,9 @@ pub struct Point {
     pub band: Option<(f64, f64)>,
 }
 
+/// Where legends begin, pixels.
+const LEGEND_LEFT: i32 = 18;
+
 impl Chart {
     /// A chart of 640 x 320 pixels without lines yet.
     #[must_use]
@@ -162,8 +165,7 @@ impl Chart {
             top += 30;
         }
         if self.series.iter().any(|s| !s.name.is_empty()) {
-            self.draw_legend(root, top)?;
-            top += 24;
+            top += self.draw_legend(root, top)?;
         }
 
         let (x_range, y_range) = self.ranges();
@@ -221,14 +223,21 @@ impl Chart {
         Ok(())
     }
 
+    /// Gives its height in pixels.
     fn draw_legend<DB: DrawingBackend>(
         &self,
         root: &DrawingArea<DB, Shift>,
-        top: i32,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let mut x = 18;
+        mut top: i32,
+    ) -> std::result::Result<i32, DrawingAreaErrorKind<DB::ErrorType>> {
+        const ROW: i32 = 20;
+        let (mut x, above) = (LEGEND_LEFT, top);
         for (i, series) in self.series.iter().enumerate().filter(|(_, s)| !s.name.is_empty()) {
             let color = rgb(series.rgb(i));
+            // No font is measured here: 6.6 px is a wide guess for a letter of 12 px.
+            let width = 22 + (6.6 * series.name.chars().count() as f64) as i32;
+            if x > LEGEND_LEFT && x + width > self.size.0 as i32 {
+                (x, top) = (LEGEND_LEFT, top + ROW);
+            }
             let y = top + 8;
             if series.dashed {
                 for dash in [0, 10] {
@@ -240,10 +249,9 @@ impl Chart {
             let style =
                 text(12.0, rgb(theme::INK), FontStyle::Normal).pos(Pos::new(HPos::Left, VPos::Center));
             root.draw_text(&series.name, &style, (x + 22, y))?;
-            // No font is measured here: 6.6 px is a wide guess for a letter of 12 px.
-            x += 22 + (6.6 * series.name.chars().count() as f64) as i32 + 18;
+            x += width + 18;
         }
-        Ok(())
+        Ok(top + ROW + 4 - above)
     }
 
     fn ranges(&self) -> (std::ops::Range<f64>, std::ops::Range<f64>) {

@@ -2,7 +2,7 @@
 
 use super::layout::{CARD, Layout, Slot};
 use super::stream::Stream;
-use super::training::DRAWING;
+use super::training::{self, DRAWING};
 use super::{FRAME, OrEncode, UPDATE};
 use crate::error::{Error, Result};
 use rerun::blueprint::components::{BackgroundKind, Corner2D, Eye3DKind, LoopMode, PanelState, PlayState};
@@ -13,10 +13,11 @@ use rerun::blueprint::{
 use rerun::external::re_log_types::{EntityPath, StoreKind};
 use rerun::external::re_sdk_types::SerializedComponentBatch;
 use rerun::external::re_sdk_types::blueprint::archetypes::{
-    Background, EyeControls3D, LineGrid3D, PlotLegend, ScalarAxis,
+    Background, EyeControls3D, LineGrid3D, PlotLegend, ScalarAxis, VisualBounds2D,
 };
 use rerun::log::LogMsg;
 use rerun::{AsComponents, Color, datatypes};
+use std::cmp::Ordering;
 
 /// A blueprint and the properties of its views, which the library's builders cannot set: 3D views get their
 /// spectator, plots their range.
@@ -94,7 +95,7 @@ pub(super) fn rollouts(layout: &Layout) -> Book {
 }
 
 /// A grid of plots over the training steps.
-pub(super) fn training(layout: &Layout) -> Book {
+pub(super) fn curves(layout: &Layout) -> Book {
     let mut properties = Properties::default();
     let above = PlotLegend::new().with_corner(Corner2D::RightTop);
     let below = PlotLegend::new().with_corner(Corner2D::RightBottom);
@@ -149,15 +150,21 @@ fn comparison(layout: &Layout) -> Option<ContainerLike> {
     Some(Grid::new(cells).with_grid_columns(columns).with_name(title).into())
 }
 
-/// What the last stage's first success looks like, beside the training so far: the first thing one sees.
+/// A success of the last stage, the one with the longest way over the ground (a way straight down hides behind the
+/// gripper), beside the training so far: the first thing one sees.
 fn overview(layout: &Layout, properties: &mut Properties) -> Option<ContainerLike> {
     if layout.curves.is_empty() {
         return None;
     }
     let episodes = &layout.stages.last()?.episodes;
-    let slot = episodes.iter().find(|slot| slot.success).or(episodes.first())?;
+    let rank = |slot: &&Slot| (slot.success, slot.way_m);
+    let by_rank = |a: &&Slot, b: &&Slot| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal);
+    let slot = episodes.iter().max_by(by_rank)?;
     let drawing = Spatial2DView::new("training, first to last update").with_origin(DRAWING);
-    Some(columns(slot, Some(drawing.into()), properties).with_name("overview").into())
+    let [x, y] = training::BOUNDS.map(datatypes::Range1D);
+    let bounds = VisualBounds2D::new(datatypes::Range2D { x_range: x, y_range: y });
+    let drawing = properties.with(drawing, &[("VisualBounds2D", &bounds)]);
+    Some(columns(slot, Some(drawing), properties).with_name("overview").into())
 }
 
 /// 3D beside the cameras, the card and the curves of one episode.

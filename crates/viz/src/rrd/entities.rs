@@ -11,9 +11,9 @@ use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use rerun::external::re_sdk_types::SerializedComponentColumn;
 use rerun::{
-    AsComponents, Boxes3D, Capsules3D, Color, Cylinders3D, Ellipsoids3D, EncodedImage, FillMode, LineStrip3D,
-    LineStrips3D, Pinhole, Points3D, Quaternion, Radius, RecordingStream, RecordingStreamResult, Scalars,
-    SeriesLines, TextDocument, TimeColumn, Transform3D, TransformAxes3D, ViewCoordinates, components,
+    AsComponents, Color, EncodedImage, LineStrip3D, LineStrips3D, Pinhole, Points3D, Quaternion, Radius,
+    RecordingStream, RecordingStreamResult, Scalars, SeriesLines, TextDocument, TimeColumn, Transform3D,
+    TransformAxes3D, ViewCoordinates, components,
 };
 
 /// Most points of a drawn path. A growing strip is stored anew for each of them, so its size is their square.
@@ -239,9 +239,10 @@ fn card(e: &EpisodeRecord) -> String {
     ];
     rows.extend(e.progress.map(|p| ("progress score".into(), format!("{p:.3}"))));
     rows.extend(e.notes.iter().cloned());
-    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
-    let rows: String = rows.iter().map(|(k, v)| format!("| {} | {} |\n", cell(k), cell(v))).collect();
-    format!("## {}\n\n**{verdict}** · {steps} steps · {secs:.1} s\n\n| | |\n|-|-|\n{rows}", e.instruction)
+    // Running text: a table would not fit into the corner that the card has.
+    let rows: Vec<String> =
+        rows.iter().map(|(what, value)| format!("{what} **{}**", value.replace('\n', " "))).collect();
+    format!("## {}\n\n**{verdict}** · {steps} steps · {secs:.1} s\n\n{}", e.instruction, rows.join(" · "))
 }
 
 fn jpeg(image: &RgbImage, quality: u8, camera: &str) -> Result<Vec<u8>> {

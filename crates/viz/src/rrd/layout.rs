@@ -46,6 +46,9 @@ pub(super) struct Slot {
     pub(super) eye: [f32; 3],
     pub(super) target: [f32; 3],
     pub(super) has_plans: bool,
+    /// Length of the gripper's way over the ground, metres.
+    #[serde(default)]
+    pub(super) way_m: f32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +90,7 @@ impl Layout {
             eye,
             target,
             has_plans: !e.plans.is_empty(),
+            way_m: e.gripper.windows(2).map(|w| (position(&w[1]) - position(&w[0])).xy().norm()).sum(),
         });
         path
     }
@@ -175,20 +179,22 @@ fn curve_path(name: &str) -> String {
 
 /// Title of the plot a training curve belongs to, by the words of its name, and its rank on the screen.
 fn plot_of(name: &str) -> (String, usize) {
-    const PLOTS: [(&str, &[&str]); 10] = [
+    const PLOTS: [(&str, &[&str]); 12] = [
         ("Success", &["success"]),
         ("Clip fraction", &["clip"]),
         ("Gradient norm", &["grad"]),
         ("Entropy", &["entropy"]),
         ("KL", &["kl"]),
         ("Learning rate", &["lr", "learning"]),
+        ("Tokens per second", &["tokens"]),
         ("Speed", &["per"]),
         ("Loss", &["loss", "nll"]),
         ("Reward", &["reward", "return", "progress", "advantage"]),
         ("Time", &["secs", "seconds", "ms"]),
+        ("Episode length", &["episode", "length"]),
     ];
     // A better order on the screen than for matching: "clip" must be found before "loss", but is shown later.
-    const RANK: [usize; 10] = [0, 5, 6, 4, 3, 8, 7, 2, 1, 9];
+    const RANK: [usize; 12] = [0, 5, 6, 4, 3, 7, 10, 9, 2, 1, 11, 8];
     let lower = name.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).collect();
     let hit = PLOTS.iter().position(|(_, keys)| {
@@ -235,6 +241,8 @@ mod tests {
         assert_eq!(plot("sparkle"), "sparkle");
         assert_eq!(plot("lr"), "Learning rate");
         assert_eq!(plot("env_steps_per_sec"), "Speed");
+        assert_eq!(plot("speed/tokens_per_s"), "Tokens per second");
+        assert_eq!(plot("episode_steps"), "Episode length");
         assert_eq!(plot("sft/nll"), "Loss");
         assert_eq!(plot("reward_mean"), "Reward");
         let mut layout = Layout::default();

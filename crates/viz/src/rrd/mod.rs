@@ -105,7 +105,7 @@ impl RrdSink {
         self.shown_before = self.layout.shown();
         // Without data, a layout would only make the viewer complain about a missing timeline.
         if self.has_curves() {
-            let messages = blueprint::training(&self.layout).messages(&self.training)?;
+            let messages = blueprint::curves(&self.layout).messages(&self.training)?;
             self.file.append(&messages)?;
         }
         if self.has_episodes() {
