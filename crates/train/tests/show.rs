@@ -284,7 +284,7 @@ fn a_run_can_be_looked_at() {
         assert!(titles.contains(&title), "{title} in {titles:?}");
     }
     let x = |chart: usize, series: usize| data.charts[chart].series[series].points.iter().map(|p| p.x);
-    assert_eq!((x(0, 0).next(), x(0, 1).next(), x(0, 1).last()), (Some(1.0), Some(0.0), Some(60.0)));
+    assert_eq!((x(0, 0).next(), x(0, 1).next(), x(0, 1).next_back()), (Some(1.0), Some(0.0), Some(60.0)));
     fs::write(dir.join("report.html"), data.to_html().unwrap()).unwrap();
 }
 

@@ -41,6 +41,9 @@ pub(super) struct Slot {
     pub(super) path: String,
     pub(super) name: String,
     pub(super) success: bool,
+    /// Training step, if the stage holds this task more than once.
+    #[serde(default)]
+    pub(super) again_at: Option<u64>,
     pub(super) cameras: Vec<CameraSlot>,
     /// Position of the spectator and the point it looks at, metres in the world.
     pub(super) eye: [f32; 3],
@@ -76,12 +79,13 @@ impl Layout {
             .into_iter()
             .chain(numbered)
             .find(|path| stage.episodes.iter().all(|slot| slot.path != *path))
-            .unwrap_or(base);
+            .unwrap_or_else(|| base.clone());
         let (eye, target) = spectator(e);
         stage.episodes.push(Slot {
             path: path.clone(),
             name: e.name.clone(),
             success: e.success,
+            again_at: (path != base).then_some(e.update),
             cameras: e
                 .cameras
                 .iter()
@@ -160,9 +164,10 @@ impl Layout {
 }
 
 impl Slot {
-    /// `✓ pick up the red cube`.
+    /// `✓ pick up the red cube`, `✗ pick up the red cube @40`.
     pub(super) fn label(&self) -> String {
-        format!("{} {}", if self.success { '✓' } else { '✗' }, self.name)
+        let at = self.again_at.map_or(String::new(), |update| format!(" @{update}"));
+        format!("{} {}{at}", if self.success { '✓' } else { '✗' }, self.name)
     }
 }
 
@@ -268,5 +273,7 @@ mod tests {
         let expected =
             ["", "_update_7", "_update_7_2", "_update_7_3"].map(|s| format!("/during_RL/pick_red{s}"));
         assert_eq!(paths, expected);
+        let labels: Vec<String> = layout.stages[0].episodes.iter().map(Slot::label).collect();
+        assert_eq!(labels[..2], ["✗ pick/red", "✗ pick/red @7"]);
     }
 }
