@@ -114,6 +114,16 @@ impl Layout {
         (curve_path(name), is_new)
     }
 
+    /// Keeps a point for the drawing, if its curve can be there.
+    pub(super) fn remember(&mut self, name: &str, update: u64, value: f64) -> bool {
+        // The first ranks are success, reward, loss and KL.
+        let is_drawn = plot_of(name).1 <= 3;
+        if is_drawn {
+            self.history.entry(name.to_owned()).or_default().push(update, value);
+        }
+        is_drawn
+    }
+
     /// Names and points of the curves in a plot, in order of appearance.
     pub(super) fn curves_of(&self, title: &str) -> impl Iterator<Item = (&str, &History)> {
         let names = self.curves.iter().filter(move |name| plot_of(name).0 == title);

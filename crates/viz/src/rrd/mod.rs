@@ -151,8 +151,7 @@ impl Sink for RrdSink {
             }
             let points = self.points.entry(path).or_default();
             points.push((i64::try_from(update).unwrap_or(i64::MAX), *value));
-            self.layout.history.entry((*name).to_owned()).or_default().push(update, *value);
-            self.is_drawing_stale = true;
+            self.is_drawing_stale |= self.layout.remember(name, update, *value);
             self.pending_points += 1;
         }
         if self.pending_points >= MAX_PENDING_POINTS { self.write_points() } else { Ok(()) }

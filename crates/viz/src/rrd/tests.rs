@@ -135,12 +135,13 @@ fn a_killed_recording_is_continued() {
     sink.episode(&episode("before RL", "pick", false)).unwrap();
     sink.training(1, &[("success", 0.5)]).unwrap();
     sink.flush().unwrap();
+    let flushed = fs::metadata(&path).unwrap().len() as usize;
     sink.training(2, &[("success", 0.6)]).unwrap();
     sink.flush().unwrap();
-    // Killed: no end mark, the last message torn.
+    // Killed: no end mark, the message that came last torn.
     let bytes = fs::read(&path).unwrap();
     drop(sink);
-    fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
+    fs::write(&path, &bytes[..flushed + 40]).unwrap();
 
     let mut sink = RrdSink::open(&path, &options(true)).unwrap();
     assert_eq!(rows(&file::read(&path), TRAINING)["/curves/Success/success"], 1);

@@ -27,7 +27,8 @@ pub(super) const BOUNDS: [[f64; 2]; 2] = [[-8.0, 220.0], [-34.0, 126.0]];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct History {
     stride: usize,
-    points: Vec<[f64; 2]>,
+    /// Update and value; single precision keeps the saved layout small.
+    points: Vec<[f32; 2]>,
     /// Sum of the points that do not make a mean yet, and how many.
     rest: [f64; 2],
     count: usize,
@@ -41,15 +42,20 @@ impl Default for History {
 
 impl History {
     pub(super) fn push(&mut self, update: u64, value: f64) {
+        // A resumed run does some updates again that were drawn before it was killed.
+        if self.points.last().is_some_and(|p| p[0] >= update as f32) {
+            self.points.retain(|p| p[0] < update as f32);
+            (self.rest, self.count) = ([0.0; 2], 0);
+        }
         self.rest = [self.rest[0] + update as f64, self.rest[1] + value];
         self.count += 1;
         if self.count < self.stride {
             return;
         }
         let n = std::mem::take(&mut self.count) as f64;
-        self.points.push(std::mem::take(&mut self.rest).map(|sum| sum / n));
+        self.points.push(std::mem::take(&mut self.rest).map(|sum| (sum / n) as f32));
         if self.points.len() >= MAX_POINTS {
-            let halves = |pair: &[[f64; 2]]| [0, 1].map(|i| 0.5 * (pair[0][i] + pair[1][i]));
+            let halves = |pair: &[[f32; 2]]| [0, 1].map(|i| 0.5 * (pair[0][i] + pair[1][i]));
             self.points = self.points.chunks_exact(2).map(halves).collect();
             self.stride *= 2;
         }
@@ -61,19 +67,17 @@ pub(super) fn draw(rec: &RecordingStream, layout: &Layout) -> Result<()> {
     let (mut strips, mut colors) = (Vec::new(), Vec::new());
     let (mut places, mut labels, mut inks) = (Vec::new(), Vec::new(), Vec::new());
     let plots = layout.plots();
-    for (i, (title, _)) in plots.iter().take(MAX_PLOTS).enumerate() {
+    let drawn = plots.iter().filter(|(title, _)| layout.curves_of(title).next().is_some());
+    for (i, (title, _)) in drawn.take(MAX_PLOTS).enumerate() {
         let at = [(i % COLUMNS) as f32 * CELL[0], (i / COLUMNS) as f32 * CELL[1]];
         let curves: Vec<(&str, &History)> = layout.curves_of(title).collect();
         let points = || curves.iter().flat_map(|(_, history)| &history.points);
         let x = span(points().map(|p| p[0]));
         let y = if title == "Success" { [0.0, 1.0] } else { span(points().map(|p| p[1])) };
-        let place = |p: &[f64; 2]| {
+        let place = |p: &[f32; 2]| {
             let share =
-                |v: f64, [low, high]: [f64; 2]| if high > low { (v - low) / (high - low) } else { 0.5 };
-            [
-                at[0] + PLOT[0] * share(p[0], x) as f32,
-                at[1] + PLOT[1] * (1.0 - share(p[1], y).clamp(0.0, 1.0)) as f32,
-            ]
+                |v: f32, [low, high]: [f32; 2]| if high > low { (v - low) / (high - low) } else { 0.5 };
+            [at[0] + PLOT[0] * share(p[0], x), at[1] + PLOT[1] * (1.0 - share(p[1], y).clamp(0.0, 1.0))]
         };
         let [w, h] = PLOT;
         let frame = [[0.0, 0.0], [0.0, h], [w, h]].map(|[x, y]| [at[0] + x, at[1] + y]);
@@ -110,7 +114,7 @@ fn caption(title: &str, curves: &[(&str, &History)]) -> String {
     ends.map_or(title.into(), |(first, last)| format!("{title} {} → {}", short(first[1]), short(last[1])))
 }
 
-fn short(x: f64) -> String {
+fn short(x: f32) -> String {
     match x.abs() {
         0.0 => "0".into(),
         size if size >= 1000.0 => format!("{x:.0}"),
@@ -119,8 +123,8 @@ fn short(x: f64) -> String {
     }
 }
 
-fn span(values: impl Iterator<Item = f64>) -> [f64; 2] {
-    values.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)])
+fn span(values: impl Iterator<Item = f32>) -> [f32; 2] {
+    values.fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], v| [low.min(v), high.max(v)])
 }
 
 #[cfg(test)]
@@ -134,8 +138,10 @@ mod tests {
             history.push(update, 2.0 * update as f64);
         }
         assert!((60..MAX_POINTS).contains(&history.points.len()), "{}", history.points.len());
-        assert!(history.points.iter().all(|p| (p[1] - 2.0 * p[0]).abs() < 1e-9));
+        assert!(history.points.iter().all(|p| (p[1] - 2.0 * p[0]).abs() < 1e-3));
         assert!(history.points[0][0] < 10.0 && history.points.last().is_some_and(|p| p[0] > 980.0));
+        history.push(500, 0.0);
+        assert!(history.points.iter().all(|p| p[0] < 500.0), "done again after a resume");
     }
 
     #[test]
