@@ -220,7 +220,7 @@ fn check_recording(rrd: &Path, episodes: u64) {
         for task in Task::ALL {
             let at = format!("/{stage}/{}/world", task.id());
             for entity in ["path", "plan", "gripper", "cameras/agentview/rgb", "cameras/wrist/rgb"] {
-                assert!(rollouts[&format!("{at}/{entity}")] > 3, "{at}/{entity}");
+                assert!(rollouts[&format!("{at}/{entity}")] >= 2, "{at}/{entity}");
             }
         }
     }
@@ -250,7 +250,7 @@ fn a_run_can_be_looked_at() {
             let trajectory = play(&policy, task, if i % 3 == 2 { 0.3 * noise } else { 2.5 * noise }, i);
             let progress = if trajectory.success { 1.0 } else { 0.4 };
             let label = Label { stage, update, progress: Some(progress) };
-            let mut camera = env(task, 128, Quality::Pretty);
+            let mut camera = env(task, 128, Quality::Fast);
             let record = show::episode_record(&mut camera, &policy, &trajectory, &label).unwrap();
             recorder.episode(&record).unwrap();
             strips.push(show::strip(&record).unwrap());

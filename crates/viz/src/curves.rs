@@ -65,6 +65,9 @@ pub struct Point {
     pub band: Option<(f64, f64)>,
 }
 
+/// Where legends begin, pixels.
+const LEGEND_LEFT: i32 = 18;
+
 impl Chart {
     /// A chart of 640 x 320 pixels without lines yet.
     #[must_use]
@@ -162,8 +165,7 @@ impl Chart {
             top += 30;
         }
         if self.series.iter().any(|s| !s.name.is_empty()) {
-            self.draw_legend(root, top)?;
-            top += 24;
+            top += self.draw_legend(root, top)?;
         }
 
         let (x_range, y_range) = self.ranges();
@@ -221,14 +223,21 @@ impl Chart {
         Ok(())
     }
 
+    /// Gives its height in pixels.
     fn draw_legend<DB: DrawingBackend>(
         &self,
         root: &DrawingArea<DB, Shift>,
-        top: i32,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let mut x = 18;
+        mut top: i32,
+    ) -> std::result::Result<i32, DrawingAreaErrorKind<DB::ErrorType>> {
+        const ROW: i32 = 20;
+        let (mut x, above) = (LEGEND_LEFT, top);
         for (i, series) in self.series.iter().enumerate().filter(|(_, s)| !s.name.is_empty()) {
             let color = rgb(series.rgb(i));
+            // No font is measured here: 6.6 px is a wide guess for a letter of 12 px.
+            let width = 22 + (6.6 * series.name.chars().count() as f64) as i32;
+            if x > LEGEND_LEFT && x + width > self.size.0 as i32 {
+                (x, top) = (LEGEND_LEFT, top + ROW);
+            }
             let y = top + 8;
             if series.dashed {
                 for dash in [0, 10] {
@@ -240,10 +249,9 @@ impl Chart {
             let style =
                 text(12.0, rgb(theme::INK), FontStyle::Normal).pos(Pos::new(HPos::Left, VPos::Center));
             root.draw_text(&series.name, &style, (x + 22, y))?;
-            // No font is measured here: 6.6 px is a wide guess for a letter of 12 px.
-            x += 22 + (6.6 * series.name.chars().count() as f64) as i32 + 18;
+            x += width + 18;
         }
-        Ok(())
+        Ok(top + ROW + 4 - above)
     }
 
     fn ranges(&self) -> (std::ops::Range<f64>, std::ops::Range<f64>) {
@@ -362,65 +370,4 @@ fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn success() -> Chart {
-        let tally = |(x, k)| (x, Tally::new(k, 50));
-        Chart::new("Success & \"care\"", "update", "success")
-            .y_axis(YAxis::Percent)
-            .line(Series::rates("SRPO", [(0.0, 10), (5.0, 30), (10.0, 48)].map(tally)))
-            .line(Series::new("before", [(0.0, 0.2), (10.0, 0.2)]).dashed())
-    }
-
-    #[test]
-    fn a_chart_is_one_svg_with_lines_bands_and_legend() {
-        let svg = success().to_svg().unwrap();
-        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
-        assert!(svg.contains("aria-label=\"Success &amp; &quot;care&quot;\""));
-        assert_eq!(svg.matches("<polygon").count(), 1, "one band");
-        assert!(svg.contains(&theme::hex(theme::series(0))) && svg.contains(&theme::hex(theme::series(1))));
-        for word in ["SRPO", "before", "100%", "0%", "update"] {
-            assert!(svg.contains(word), "{word} is missing");
-        }
-        assert!(svg.contains(&theme::hex(theme::PAPER)), "stands on white");
-    }
-
-    #[test]
-    fn inline_svg_takes_its_colours_from_the_page() {
-        let svg = success().to_inline_svg().unwrap();
-        assert!(svg.contains("var(--ink)") && svg.contains("var(--muted)") && svg.contains("var(--grid)"));
-        for fixed in [theme::INK, theme::MUTED, theme::GRID, theme::PAPER] {
-            assert!(!svg.contains(&theme::hex(fixed)));
-        }
-    }
-
-    #[test]
-    fn values_that_are_not_finite_are_left_out() {
-        let line = Series::new("", [(0.0, 1.0), (1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, 2.0)]);
-        let chart = Chart::new("loss", "update", "nats").line(line);
-        let svg = chart.to_svg().unwrap();
-        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        assert_eq!(svg.matches("<circle").count(), 2);
-        assert!(!chart.is_empty());
-        let empty = Chart::new("empty", "x", "y").line(Series::new("none", [(0.0, f64::NAN)]));
-        assert!(empty.is_empty() && empty.to_svg().unwrap().contains("none"));
-    }
-
-    #[test]
-    fn a_chart_without_room_is_an_error() {
-        let error = success().size(100, 50).to_svg().unwrap_err().to_string();
-        assert!(error.contains("Success") && error.contains("100x50"), "{error}");
-    }
-
-    #[test]
-    fn tick_labels_are_short() {
-        assert_eq!(short(0.5, &(0.0..1.0)), "0.5");
-        assert_eq!(short(150.0, &(0.0..300.0)), "150");
-        assert_eq!(short(3e-4, &(0.0..5e-4)), "3e-4");
-        assert_eq!(short(2.5e6, &(0.0..3e6)), "2.5e6");
-        assert_eq!(short(-0.0, &(-1.0..1.0)), "0");
-        assert_eq!(short(1200.0, &(0.0..5000.0)), "1200");
-    }
-}
+mod tests;

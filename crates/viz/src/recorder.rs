@@ -64,7 +64,7 @@ pub struct RecorderOptions {
 }
 
 impl Default for RecorderOptions {
-    /// Both files (the `.rrd` if this build can), quality 95 (images are small), 200 images.
+    /// Both files (the `.rrd` if this build can), quality 88, 200 images.
     fn default() -> Self {
         Self {
             title: "efference".into(),
@@ -72,7 +72,7 @@ impl Default for RecorderOptions {
             rrd: crate::HAS_RERUN,
             jsonl: true,
             resume: false,
-            jpeg_quality: 95,
+            jpeg_quality: 88,
             max_images: 200,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::layout::{CARD, Layout, Slot};
 use super::stream::Stream;
+use super::training::{self, DRAWING};
 use super::{FRAME, OrEncode, UPDATE};
 use crate::error::{Error, Result};
 use rerun::blueprint::components::{BackgroundKind, Corner2D, Eye3DKind, LoopMode, PanelState, PlayState};
@@ -12,10 +13,11 @@ use rerun::blueprint::{
 use rerun::external::re_log_types::{EntityPath, StoreKind};
 use rerun::external::re_sdk_types::SerializedComponentBatch;
 use rerun::external::re_sdk_types::blueprint::archetypes::{
-    Background, EyeControls3D, LineGrid3D, PlotLegend, ScalarAxis,
+    Background, EyeControls3D, LineGrid3D, PlotLegend, ScalarAxis, VisualBounds2D,
 };
 use rerun::log::LogMsg;
 use rerun::{AsComponents, Color, datatypes};
+use std::cmp::Ordering;
 
 /// A blueprint and the properties of its views, which the library's builders cannot set: 3D views get their
 /// spectator, plots their range.
@@ -69,10 +71,11 @@ impl Book {
     }
 }
 
-/// Tabs: before and after side by side, one tab per stage, the run's card.
+/// Tabs: one episode with the training, before and after side by side, one tab per stage, the run's card.
 pub(super) fn rollouts(layout: &Layout) -> Book {
     let mut properties = Properties::default();
-    let mut tabs: Vec<ContainerLike> = comparison(layout).into_iter().collect();
+    let mut tabs: Vec<ContainerLike> = overview(layout, &mut properties).into_iter().collect();
+    tabs.extend(comparison(layout));
     // The latest stage first: it is what a viewer of a running or finished run wants to see.
     for stage in layout.stages.iter().rev() {
         let episodes: Vec<ContainerLike> =
@@ -92,7 +95,7 @@ pub(super) fn rollouts(layout: &Layout) -> Book {
 }
 
 /// A grid of plots over the training steps.
-pub(super) fn training(layout: &Layout) -> Book {
+pub(super) fn curves(layout: &Layout) -> Book {
     let mut properties = Properties::default();
     let above = PlotLegend::new().with_corner(Corner2D::RightTop);
     let below = PlotLegend::new().with_corner(Corner2D::RightBottom);
@@ -147,9 +150,62 @@ fn comparison(layout: &Layout) -> Option<ContainerLike> {
     Some(Grid::new(cells).with_grid_columns(columns).with_name(title).into())
 }
 
+/// A success of the last stage, the one with the longest way over the ground (a way straight down hides behind the
+/// gripper), beside the training so far: the first thing one sees.
+fn overview(layout: &Layout, properties: &mut Properties) -> Option<ContainerLike> {
+    if layout.curves.is_empty() {
+        return None;
+    }
+    let episodes = &layout.stages.last()?.episodes;
+    let rank = |slot: &&Slot| (slot.success, slot.way_m);
+    let by_rank = |a: &&Slot, b: &&Slot| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal);
+    let slot = episodes.iter().max_by(by_rank)?;
+    let drawing = Spatial2DView::new("training, first to last update").with_origin(DRAWING);
+    let [x, y] = training::BOUNDS.map(datatypes::Range1D);
+    let bounds = VisualBounds2D::new(datatypes::Range2D { x_range: x, y_range: y });
+    let drawing = properties.with(drawing, &[("VisualBounds2D", &bounds)]);
+    Some(columns(slot, Some(drawing), properties).with_name("overview").into())
+}
+
 /// 3D beside the cameras, the card and the curves of one episode.
 fn episode(slot: &Slot, properties: &mut Properties) -> ContainerLike {
+    columns(slot, None, properties).with_name(slot.label()).into()
+}
+
+fn columns(slot: &Slot, drawing: Option<ContainerLike>, properties: &mut Properties) -> Horizontal {
     let root = &slot.path;
+    let space = space(slot, properties);
+    let cameras: Vec<ContainerLike> = slot
+        .cameras
+        .iter()
+        .map(|camera| camera_view(&camera.name, slot, &camera.name, !camera.is_moving))
+        .collect();
+    let card = TextDocumentView::new("card").with_origin(format!("{root}/card"));
+    let left = PlotLegend::new().with_corner(Corner2D::LeftTop);
+    let right = PlotLegend::new().with_corner(Corner2D::RightTop);
+    let unit = ScalarAxis::new().with_range(datatypes::Range1D([-0.05, 1.05]));
+    let reward = TimeSeriesView::new("reward").with_origin(format!("{root}/plot"));
+    let reward = properties.with(reward, &[("PlotLegend", &left), ("ScalarAxis", &unit)]);
+    let signals = TimeSeriesView::new("signals").with_origin(format!("{root}/signals"));
+    let signals = properties.with(signals, &[("PlotLegend", &right)]);
+
+    let mut text: Vec<ContainerLike> = vec![card.into(), reward, signals];
+    let mut heights = vec![1.5, 0.7, 0.9];
+    if let Some(drawing) = drawing {
+        text.push(drawing);
+        heights.push(1.9);
+    }
+    let text = Vertical::new(text).with_row_shares(heights);
+    let (columns, shares) = if cameras.is_empty() {
+        (vec![space, text.into()], vec![3.0, 1.5])
+    } else {
+        (vec![space, Vertical::new(cameras).into(), text.into()], vec![3.0, 1.5, 1.7])
+    };
+    Horizontal::new(columns).with_column_shares(shares)
+}
+
+/// The scene from beside the first camera.
+fn space(slot: &Slot, properties: &mut Properties) -> ContainerLike {
     let eye = EyeControls3D::new()
         .with_kind(Eye3DKind::Orbital)
         .with_position(slot.eye)
@@ -157,27 +213,8 @@ fn episode(slot: &Slot, properties: &mut Properties) -> ContainerLike {
         .with_eye_up([0.0, 0.0, 1.0]);
     let ground = Background::new(BackgroundKind::SolidColor).with_color(Color::from_rgb(22, 26, 32));
     let grid = LineGrid3D::new().with_visible(false);
-    let view = Spatial3DView::new("3D").with_origin(format!("{root}/world"));
-    let space =
-        properties.with(view, &[("EyeControls3D", &eye), ("Background", &ground), ("LineGrid3D", &grid)]);
-
-    let cameras: Vec<ContainerLike> = slot
-        .cameras
-        .iter()
-        .map(|camera| camera_view(&camera.name, slot, &camera.name, !camera.is_moving))
-        .collect();
-    let legend = PlotLegend::new().with_corner(Corner2D::LeftTop);
-    let curves = TimeSeriesView::new("reward and signals").with_origin(format!("{root}/plot"));
-    let curves = properties.with(curves, &[("PlotLegend", &legend)]);
-    let card = TextDocumentView::new("card").with_origin(format!("{root}/card"));
-
-    let text = Vertical::new([card.into(), curves]).with_row_shares(vec![1.2, 1.0]);
-    let (columns, shares) = if cameras.is_empty() {
-        (vec![space, text.into()], vec![3.0, 1.2])
-    } else {
-        (vec![space, Vertical::new(cameras).into(), text.into()], vec![3.0, 1.5, 1.5])
-    };
-    Horizontal::new(columns).with_column_shares(shares).with_name(slot.label()).into()
+    let view = Spatial3DView::new("3D").with_origin(format!("{}/world", slot.path));
+    properties.with(view, &[("EyeControls3D", &eye), ("Background", &ground), ("LineGrid3D", &grid)])
 }
 
 /// What a camera saw, with the plan and, for a camera that stands still, the path drawn over it.

@@ -1,26 +1,26 @@
 //! An episode as entities: one column call per entity for all frames.
 
 use super::layout::part;
+use super::shapes::{self, KINDS};
 use super::{FRAME, OrEncode, SIM_TIME};
-use crate::episode::{CameraAxes, CameraRecord, EpisodeRecord, GeomKind, Pose, SceneGeom};
+use crate::episode::{CameraAxes, CameraRecord, EpisodeRecord, Pose, SceneGeom};
 use crate::error::{Error, Result};
 use crate::recorder::RecorderOptions;
 use crate::theme::{self, Rgb};
 use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
-use nalgebra::Translation3;
 use rerun::external::re_sdk_types::SerializedComponentColumn;
 use rerun::{
-    AsComponents, Boxes3D, Capsules3D, Color, Cylinders3D, Ellipsoids3D, EncodedImage, FillMode, LineStrip3D,
-    LineStrips3D, Pinhole, Points3D, Quaternion, Radius, RecordingStream, RecordingStreamResult, Scalars,
-    SeriesLines, TextDocument, TimeColumn, Transform3D, TransformAxes3D, ViewCoordinates, components,
+    AsComponents, Color, EncodedImage, LineStrip3D, LineStrips3D, Pinhole, Points3D, Quaternion, Radius,
+    RecordingStream, RecordingStreamResult, Scalars, SeriesLines, TextDocument, TimeColumn, Transform3D,
+    TransformAxes3D, ViewCoordinates, components,
 };
 
 /// Most points of a drawn path. A growing strip is stored anew for each of them, so its size is their square.
 const MAX_PATH_POINTS: usize = 100;
 
 /// Logs `e` below the entity `root`:
-/// `world/{path,plan,plan/points,gripper,scene/*,cameras/*}`, `plot/*` and `card`.
+/// `world/{path,plan,plan/points,gripper,scene/*,cameras/*}`, `plot/{reward,progress_score}`, `signals/*`, `card`.
 pub(super) fn log_episode(
     rec: &RecordingStream,
     root: &str,
@@ -33,7 +33,7 @@ pub(super) fn log_episode(
     log.plans(e)?;
     log.poses("world/gripper", &e.gripper)?;
     log.fixed("world/gripper", &[&TransformAxes3D::new(0.04)])?;
-    log.scene(&e.scene)?;
+    log.scene(&e.scene, e.frames())?;
     for camera in &e.cameras {
         log.camera(camera, options)?;
     }
@@ -141,31 +141,25 @@ impl Logger<'_> {
         self.fixed("world/plan/points", &[&style])
     }
 
-    /// Moving bodies one entity each, so that they can be pointed at; fixed ones in one batch per shape.
-    fn scene(&self, geoms: &[SceneGeom]) -> Result<()> {
-        let (moving, fixed): (Vec<&SceneGeom>, Vec<&SceneGeom>) =
-            geoms.iter().partition(|g| g.poses.len() > 1);
-        for geom in moving {
-            let entity = format!("world/scene/{}", part(&geom.name));
-            self.poses(&entity, &geom.poses)?;
-            self.fixed(&entity, &[&*shapes(geom.kind, &[(geom, Pose::identity())])])?;
-        }
-        let kinds = [
-            (GeomKind::Box, "boxes"),
-            (GeomKind::Sphere, "spheres"),
-            (GeomKind::Ellipsoid, "ellipsoids"),
-            (GeomKind::Cylinder, "cylinders"),
-            (GeomKind::Capsule, "capsules"),
-            (GeomKind::Plane, "planes"),
-        ];
-        for (kind, name) in kinds {
-            let batch: Vec<(&SceneGeom, Pose)> = fixed
-                .iter()
-                .filter(|g| g.kind == kind)
-                .filter_map(|g| Some((*g, *g.poses.first()?)))
-                .collect();
-            if !batch.is_empty() {
-                self.fixed(&format!("world/scene/fixed/{name}"), &[&*shapes(kind, &batch)])?;
+    /// `world/scene/{moving,fixed}/KIND`.
+    fn scene(&self, geoms: &[SceneGeom], frames: usize) -> Result<()> {
+        for (kind, name) in KINDS {
+            for (group, is_fixed) in [("fixed", true), ("moving", false)] {
+                let batch: Vec<&SceneGeom> =
+                    geoms.iter().filter(|g| g.kind == kind && (g.poses.len() == 1) == is_fixed).collect();
+                if batch.is_empty() {
+                    continue;
+                }
+                let entity = format!("world/scene/{group}/{name}");
+                self.fixed(&entity, &[&*shapes::looks(kind, &batch)])?;
+                if is_fixed {
+                    let path = self.at(&entity);
+                    let columns = shapes::places(kind, &batch, 1).encode(&path)?;
+                    self.rec.send_columns(path.as_str(), [], columns).encode(&path)?;
+                } else {
+                    let columns = shapes::places(kind, &batch, frames).map(Vec::into_iter);
+                    self.columns(&entity, &Vec::from_iter(0..frames), columns)?;
+                }
             }
         }
         Ok(())
@@ -202,80 +196,33 @@ impl Logger<'_> {
         self.fixed(&entity, &[&style])
     }
 
+    /// Reward and score share a plot because both lie between 0 and 1; signals are metres.
     fn plots(&self, e: &EpisodeRecord) -> Result<()> {
         let rewards = e.rewards.iter().enumerate().map(|(t, &r)| (t + 1, r));
-        self.plot(0, "reward", rewards)?;
+        self.plot(2, "plot", "reward", rewards)?;
+        if let Some(progress) = e.progress {
+            // One number for the whole episode: a level line.
+            self.plot(1, "plot", "progress score", (0..e.frames()).map(|t| (t, progress)))?;
+        }
         for (i, signal) in e.signals.iter().enumerate() {
-            self.plot(i + 1, &signal.name, signal.values.iter().copied().enumerate())?;
+            self.plot(i, "signals", &signal.name, signal.values.iter().copied().enumerate())?;
         }
         Ok(())
     }
 
-    fn plot(&self, color: usize, name: &str, values: impl Iterator<Item = (usize, f32)>) -> Result<()> {
-        let entity = format!("plot/{}", part(name));
+    fn plot(
+        &self,
+        color: usize,
+        group: &str,
+        name: &str,
+        values: impl Iterator<Item = (usize, f32)>,
+    ) -> Result<()> {
+        let entity = format!("{group}/{}", part(name));
         let (frames, values): (Vec<usize>, Vec<f32>) = values.filter(|(_, v)| v.is_finite()).unzip();
         let columns = Scalars::update_fields().with_scalars(values.into_iter().map(f64::from));
         self.columns(&entity, &frames, columns.columns_of_unit_batches())?;
         let path = self.at(&entity);
         log_curve_style(self.rec, &path, name, color).encode(&path)
-    }
-}
-
-/// A batch of geoms of one kind, at the given poses.
-fn shapes(kind: GeomKind, geoms: &[(&SceneGeom, Pose)]) -> Box<dyn AsComponents> {
-    let [x, y, z] = [0, 1, 2].map(|i| geoms.iter().map(move |(g, _)| g.size[i]));
-    let sizes = || geoms.iter().map(|(g, _)| g.size);
-    let centers = || geoms.iter().map(|(_, pose)| position(pose));
-    let rotations = || geoms.iter().map(|(_, pose)| rotation(pose));
-    let colors = || geoms.iter().map(|(g, _)| rgba(g.rgba));
-    let names = || geoms.iter().map(|(g, _)| g.name.clone());
-    let ellipsoids = |radii: Vec<[f32; 3]>| {
-        Ellipsoids3D::from_centers_and_half_sizes(centers(), radii)
-            .with_quaternions(rotations())
-            .with_colors(colors())
-            .with_fill_mode(FillMode::Solid)
-            .with_labels(names())
-            .with_show_labels(false)
-    };
-    let boxes = |halves: Vec<[f32; 3]>| {
-        Boxes3D::from_centers_and_half_sizes(centers(), halves)
-            .with_quaternions(rotations())
-            .with_colors(colors())
-            .with_fill_mode(FillMode::Solid)
-            .with_labels(names())
-            .with_show_labels(false)
-    };
-    match kind {
-        GeomKind::Box => Box::new(boxes(sizes().collect())),
-        GeomKind::Plane => {
-            let half = |size: f32| if size > 0.0 { size } else { 1.0 };
-            Box::new(boxes(x.zip(y).map(|(x, y)| [half(x), half(y), 5e-4]).collect()))
-        }
-        GeomKind::Sphere => Box::new(ellipsoids(x.map(|r| [r; 3]).collect())),
-        GeomKind::Ellipsoid => Box::new(ellipsoids(x.zip(y).zip(z).map(|((x, y), z)| [x, y, z]).collect())),
-        GeomKind::Cylinder => Box::new(
-            Cylinders3D::from_lengths_and_radii(y.map(|half| 2.0 * half), x)
-                .with_centers(centers())
-                .with_quaternions(rotations())
-                .with_colors(colors())
-                .with_fill_mode(FillMode::Solid)
-                .with_labels(names())
-                .with_show_labels(false),
-        ),
-        GeomKind::Capsule => {
-            // The viewer's capsule starts at its origin, MuJoCo's is centred.
-            let starts =
-                geoms.iter().map(|(g, pose)| position(&(pose * Translation3::new(0.0, 0.0, -g.size[1]))));
-            Box::new(
-                Capsules3D::from_lengths_and_radii(y.map(|half| 2.0 * half), x)
-                    .with_translations(starts)
-                    .with_quaternions(rotations())
-                    .with_colors(colors())
-                    .with_fill_mode(FillMode::Solid)
-                    .with_labels(names())
-                    .with_show_labels(false),
-            )
-        }
     }
 }
 
@@ -292,9 +239,10 @@ fn card(e: &EpisodeRecord) -> String {
     ];
     rows.extend(e.progress.map(|p| ("progress score".into(), format!("{p:.3}"))));
     rows.extend(e.notes.iter().cloned());
-    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
-    let rows: String = rows.iter().map(|(k, v)| format!("| {} | {} |\n", cell(k), cell(v))).collect();
-    format!("## {}\n\n**{verdict}** · {steps} steps · {secs:.1} s\n\n| | |\n|-|-|\n{rows}", e.instruction)
+    // Running text: a table would not fit into the corner that the card has.
+    let rows: Vec<String> =
+        rows.iter().map(|(what, value)| format!("{what} **{}**", value.replace('\n', " "))).collect();
+    format!("## {}\n\n**{verdict}** · {steps} steps · {secs:.1} s\n\n{}", e.instruction, rows.join(" · "))
 }
 
 fn jpeg(image: &RgbImage, quality: u8, camera: &str) -> Result<Vec<u8>> {
@@ -304,11 +252,11 @@ fn jpeg(image: &RgbImage, quality: u8, camera: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn position(pose: &Pose) -> [f32; 3] {
+pub(super) fn position(pose: &Pose) -> [f32; 3] {
     pose.translation.vector.into()
 }
 
-fn rotation(pose: &Pose) -> Quaternion {
+pub(super) fn rotation(pose: &Pose) -> Quaternion {
     let q = pose.rotation.quaternion();
     Quaternion::from_xyzw([q.i, q.j, q.k, q.w])
 }
@@ -317,7 +265,7 @@ fn rgb([r, g, b]: Rgb) -> Color {
     Color::from_rgb(r, g, b)
 }
 
-fn rgba(rgba: [f32; 4]) -> Color {
+pub(super) fn rgba(rgba: [f32; 4]) -> Color {
     let [r, g, b, a] = rgba.map(|c| (255.0 * c.clamp(0.0, 1.0)).round() as u8);
     Color::from_unmultiplied_rgba(r, g, b, a)
 }

@@ -46,7 +46,12 @@ impl RrdFile {
             Encoder::new_eager(CrateVersion::LOCAL, EncodingOptions::PROTOBUF_COMPRESSED, out.clone());
         let mut file = Self { out, encoder: None };
         match encoder {
-            Ok(encoder) => file.encoder = Some(encoder),
+            Ok(mut encoder) => {
+                // The table of contents grows with the square of the number of entities and would soon be most of
+                // the file; the viewer reads the messages themselves.
+                encoder.do_not_emit_footer();
+                file.encoder = Some(encoder);
+            }
             Err(e) => return Err(file.fail(e)),
         }
         Ok(file)
@@ -70,7 +75,7 @@ impl RrdFile {
         synced.map_err(|e| self.fail(EncodeError::Write(e)))
     }
 
-    /// Writes the table of contents. Without it (after a kill) the file can be read all the same.
+    /// Closes the file. One that was not closed (after a kill) can be read all the same.
     pub(super) fn finish(&mut self) -> Result<()> {
         let Some(encoder) = &mut self.encoder else { return Ok(()) };
         if let Err(e) = encoder.finish() {

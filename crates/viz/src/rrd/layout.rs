@@ -1,11 +1,13 @@
 //! What is in the recording, as far as the arrangement on the screen needs to know. Saved inside the file, so
 //! that a resumed run can extend the arrangement.
 
+use super::training::History;
 use crate::episode::{EpisodeRecord, Pose};
 use nalgebra::{Point3, Vector3};
 use rerun::log::Chunk;
 use rerun::{RecordingStream, TextDocument};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Entity of the run's card.
 pub(super) const CARD: &str = "card";
@@ -17,6 +19,9 @@ pub(super) struct Layout {
     pub(super) stages: Vec<Stage>,
     /// Names of the training curves in order of appearance.
     pub(super) curves: Vec<String>,
+    /// What the curves were so far, for the drawing beside the episodes.
+    #[serde(default)]
+    pub(super) history: BTreeMap<String, History>,
     /// Text of the run's card; empty for none.
     pub(super) card: String,
     /// Control rate of the first episode, the speed of playing.
@@ -36,11 +41,17 @@ pub(super) struct Slot {
     pub(super) path: String,
     pub(super) name: String,
     pub(super) success: bool,
+    /// Training step, if the stage holds this task more than once.
+    #[serde(default)]
+    pub(super) again_at: Option<u64>,
     pub(super) cameras: Vec<CameraSlot>,
     /// Position of the spectator and the point it looks at, metres in the world.
     pub(super) eye: [f32; 3],
     pub(super) target: [f32; 3],
     pub(super) has_plans: bool,
+    /// Length of the gripper's way over the ground, metres.
+    #[serde(default)]
+    pub(super) way_m: f32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,12 +79,13 @@ impl Layout {
             .into_iter()
             .chain(numbered)
             .find(|path| stage.episodes.iter().all(|slot| slot.path != *path))
-            .unwrap_or(base);
+            .unwrap_or_else(|| base.clone());
         let (eye, target) = spectator(e);
         stage.episodes.push(Slot {
             path: path.clone(),
             name: e.name.clone(),
             success: e.success,
+            again_at: (path != base).then_some(e.update),
             cameras: e
                 .cameras
                 .iter()
@@ -82,6 +94,7 @@ impl Layout {
             eye,
             target,
             has_plans: !e.plans.is_empty(),
+            way_m: e.gripper.windows(2).map(|w| (position(&w[1]) - position(&w[0])).xy().norm()).sum(),
         });
         path
     }
@@ -99,6 +112,22 @@ impl Layout {
             self.curves.push(name.into());
         }
         (curve_path(name), is_new)
+    }
+
+    /// Keeps a point for the drawing, if its curve can be there.
+    pub(super) fn remember(&mut self, name: &str, update: u64, value: f64) -> bool {
+        // The first ranks are success, reward, loss and KL.
+        let is_drawn = plot_of(name).1 <= 3;
+        if is_drawn {
+            self.history.entry(name.to_owned()).or_default().push(update, value);
+        }
+        is_drawn
+    }
+
+    /// Names and points of the curves in a plot, in order of appearance.
+    pub(super) fn curves_of(&self, title: &str) -> impl Iterator<Item = (&str, &History)> {
+        let names = self.curves.iter().filter(move |name| plot_of(name).0 == title);
+        names.filter_map(|name| Some((name.as_str(), self.history.get(name)?)))
     }
 
     /// Place of a curve among those in the same plot, for its colour.
@@ -145,9 +174,10 @@ impl Layout {
 }
 
 impl Slot {
-    /// `✓ pick up the red cube`.
+    /// `✓ pick up the red cube`, `✗ pick up the red cube @40`.
     pub(super) fn label(&self) -> String {
-        format!("{} {}", if self.success { '✓' } else { '✗' }, self.name)
+        let at = self.again_at.map_or(String::new(), |update| format!(" @{update}"));
+        format!("{} {}{at}", if self.success { '✓' } else { '✗' }, self.name)
     }
 }
 
@@ -164,20 +194,22 @@ fn curve_path(name: &str) -> String {
 
 /// Title of the plot a training curve belongs to, by the words of its name, and its rank on the screen.
 fn plot_of(name: &str) -> (String, usize) {
-    const PLOTS: [(&str, &[&str]); 10] = [
+    const PLOTS: [(&str, &[&str]); 12] = [
         ("Success", &["success"]),
         ("Clip fraction", &["clip"]),
         ("Gradient norm", &["grad"]),
         ("Entropy", &["entropy"]),
         ("KL", &["kl"]),
         ("Learning rate", &["lr", "learning"]),
+        ("Tokens per second", &["tokens"]),
         ("Speed", &["per"]),
         ("Loss", &["loss", "nll"]),
         ("Reward", &["reward", "return", "progress", "advantage"]),
         ("Time", &["secs", "seconds", "ms"]),
+        ("Episode length", &["episode", "length"]),
     ];
     // A better order on the screen than for matching: "clip" must be found before "loss", but is shown later.
-    const RANK: [usize; 10] = [0, 5, 6, 4, 3, 8, 7, 2, 1, 9];
+    const RANK: [usize; 12] = [0, 5, 6, 4, 3, 7, 10, 9, 2, 1, 11, 8];
     let lower = name.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).collect();
     let hit = PLOTS.iter().position(|(_, keys)| {
@@ -189,21 +221,15 @@ fn plot_of(name: &str) -> (String, usize) {
     }
 }
 
-/// A view point that shows the whole motion: beside the first fixed camera, a little above, so that the 3D view
-/// and the camera image are easy to relate.
+/// A view point that shows where the gripper works: beside the first fixed camera, a little above, so that the 3D
+/// view and the camera image are easy to relate.
 fn spectator(e: &EpisodeRecord) -> ([f32; 3], [f32; 3]) {
-    let moving = e.scene.iter().filter(|g| g.poses.len() > 1).flat_map(|g| [g.poses.first(), g.poses.last()]);
-    let points: Vec<Point3<f32>> = e
-        .gripper
-        .iter()
-        .chain(moving.flatten())
-        .map(position)
-        .filter(|p| p.iter().all(|c| c.is_finite()))
-        .collect();
+    let points: Vec<Point3<f32>> =
+        e.gripper.iter().map(position).filter(|p| p.iter().all(|c| c.is_finite())).collect();
     let Some(first) = points.first() else { return ([1.0, -1.0, 1.0], [0.0; 3]) };
     let (low, high) = points.iter().fold((*first, *first), |(low, high), p| (low.inf(p), high.sup(p)));
     let target = nalgebra::center(&low, &high);
-    let radius = (0.5 * (high - low).norm()).clamp(0.3, 3.0);
+    let radius = (0.5 * (high - low).norm()).clamp(0.27, 3.0);
     let fixed = e.cameras.iter().find(|c| c.poses.len() == 1).and_then(|c| c.poses.first());
     let towards = fixed.map_or(Vector3::new(1.0, -1.0, 0.0), |pose| position(pose) - target);
     let azimuth = towards.y.atan2(towards.x) + 0.6;
@@ -230,6 +256,8 @@ mod tests {
         assert_eq!(plot("sparkle"), "sparkle");
         assert_eq!(plot("lr"), "Learning rate");
         assert_eq!(plot("env_steps_per_sec"), "Speed");
+        assert_eq!(plot("speed/tokens_per_s"), "Tokens per second");
+        assert_eq!(plot("episode_steps"), "Episode length");
         assert_eq!(plot("sft/nll"), "Loss");
         assert_eq!(plot("reward_mean"), "Reward");
         let mut layout = Layout::default();
@@ -255,5 +283,7 @@ mod tests {
         let expected =
             ["", "_update_7", "_update_7_2", "_update_7_3"].map(|s| format!("/during_RL/pick_red{s}"));
         assert_eq!(paths, expected);
+        let labels: Vec<String> = layout.stages[0].episodes.iter().map(Slot::label).collect();
+        assert_eq!(labels[..2], ["✗ pick/red", "✗ pick/red @7"]);
     }
 }

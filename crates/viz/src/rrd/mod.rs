@@ -13,7 +13,9 @@ mod contents;
 mod entities;
 mod file;
 mod layout;
+mod shapes;
 mod stream;
+mod training;
 
 pub(crate) use contents::contents;
 
@@ -39,6 +41,8 @@ pub(crate) struct RrdSink {
     layout: Layout,
     /// The saved layout is out of date.
     is_layout_stale: bool,
+    /// The drawing of the training curves beside the episodes is out of date.
+    is_drawing_stale: bool,
     /// The arrangement the viewer shows is out of date.
     is_blueprint_stale: bool,
     /// [`Layout::shown`] of that arrangement.
@@ -61,6 +65,7 @@ impl RrdSink {
             rollouts: Stream::new(ROLLOUTS, &options.run_id, &options.title)?,
             layout: layout.unwrap_or_default(),
             is_layout_stale: is_new,
+            is_drawing_stale: true,
             is_blueprint_stale: true,
             shown_before: 0,
             points: BTreeMap::new(),
@@ -100,7 +105,7 @@ impl RrdSink {
         self.shown_before = self.layout.shown();
         // Without data, a layout would only make the viewer complain about a missing timeline.
         if self.has_curves() {
-            let messages = blueprint::training(&self.layout).messages(&self.training)?;
+            let messages = blueprint::curves(&self.layout).messages(&self.training)?;
             self.file.append(&messages)?;
         }
         if self.has_episodes() {
@@ -146,6 +151,7 @@ impl Sink for RrdSink {
             }
             let points = self.points.entry(path).or_default();
             points.push((i64::try_from(update).unwrap_or(i64::MAX), *value));
+            self.is_drawing_stale |= self.layout.remember(name, update, *value);
             self.pending_points += 1;
         }
         if self.pending_points >= MAX_PENDING_POINTS { self.write_points() } else { Ok(()) }
@@ -159,15 +165,23 @@ impl Sink for RrdSink {
 
     fn flush(&mut self) -> Result<()> {
         self.write_points()?;
+        // The layout keeps the points of the drawing for a resumed run.
+        self.is_layout_stale |= self.is_drawing_stale;
+        if self.is_drawing_stale && self.has_curves() && self.has_episodes() {
+            self.is_drawing_stale = false;
+            training::draw(&self.rollouts.rec, &self.layout)?;
+            let messages = self.rollouts.take(training::DRAWING)?;
+            self.file.append(&messages)?;
+        }
         if std::mem::take(&mut self.is_layout_stale) {
             self.layout.save(&self.main_stream().rec).encode(layout::PROPERTY)?;
             let messages = self.main_stream().take(layout::PROPERTY)?;
             self.file.append(&messages)?;
-            self.is_blueprint_stale = true;
         }
         // Arrangements cannot be taken back from the file. Waiting until there is half as much again to show
         // keeps all of them together as small as about three times the last one.
         let shown = self.layout.shown();
+        self.is_blueprint_stale |= shown != self.shown_before;
         if self.is_blueprint_stale && 2 * shown >= 3 * self.shown_before {
             self.write_blueprints()?;
         }

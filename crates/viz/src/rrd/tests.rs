@@ -86,13 +86,14 @@ fn an_episode_becomes_entities_on_the_frame_timeline() {
         ("world/plan", 2),
         ("world/plan/points", 2),
         ("world/gripper", 6),
-        ("world/scene/Capsule_6", 6),
+        ("world/scene/moving/capsules", 6),
         ("world/scene/fixed/capsules", 0),
         ("world/cameras/front", 0),
         ("world/cameras/front/rgb", 2),
         ("world/cameras/wrist", 6),
         ("plot/reward", 5),
-        ("plot/gripper_m", 5),
+        ("plot/progress_score", 6),
+        ("signals/gripper_m", 5),
         ("card", 0),
     ] {
         for stage in ["before_RL", "after_RL"] {
@@ -134,12 +135,13 @@ fn a_killed_recording_is_continued() {
     sink.episode(&episode("before RL", "pick", false)).unwrap();
     sink.training(1, &[("success", 0.5)]).unwrap();
     sink.flush().unwrap();
+    let flushed = fs::metadata(&path).unwrap().len() as usize;
     sink.training(2, &[("success", 0.6)]).unwrap();
     sink.flush().unwrap();
-    // Killed: no end mark, the last message torn.
+    // Killed: no end mark, the message that came last torn.
     let bytes = fs::read(&path).unwrap();
     drop(sink);
-    fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
+    fs::write(&path, &bytes[..flushed + 40]).unwrap();
 
     let mut sink = RrdSink::open(&path, &options(true)).unwrap();
     assert_eq!(rows(&file::read(&path), TRAINING)["/curves/Success/success"], 1);
