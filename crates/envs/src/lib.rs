@@ -22,6 +22,7 @@ mod error;
 pub mod robosuite;
 pub mod robosuite_import;
 pub mod tabletop;
+pub mod threads;
 mod vec_env;
 
 pub use efference_data::RgbImage;

@@ -29,7 +29,7 @@ pub struct ChunkOutcome {
 /// the number of threads. Drawing contexts belong to the threads and are made on first use.
 pub struct VecEnv<E> {
     envs: Vec<E>,
-    pool: rayon::ThreadPool,
+    pool: &'static rayon::ThreadPool,
 }
 
 impl<E: Env> VecEnv<E> {
@@ -38,11 +38,7 @@ impl<E: Env> VecEnv<E> {
     /// # Errors
     /// [`Error::Threads`] when the threads cannot be started.
     pub fn new(envs: Vec<E>, threads: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("env-{i}"))
-            .build()
-            .map_err(|source| Error::Threads { threads, source })?;
+        let pool = crate::threads::pool(threads)?;
         Ok(Self { envs, pool })
     }
 

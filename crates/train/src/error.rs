@@ -91,15 +91,6 @@ pub enum Error {
         /// The checkpoint.
         path: std::path::PathBuf,
     },
-    /// The worker threads.
-    #[error("cannot start {threads} worker threads")]
-    Threads {
-        /// How many.
-        threads: usize,
-        /// Why.
-        #[source]
-        source: rayon::ThreadPoolBuildError,
-    },
 }
 
 fn some(names: &[String]) -> String {

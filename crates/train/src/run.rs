@@ -104,8 +104,7 @@ pub fn resume(
 /// # Errors
 /// The threads cannot be started, or what `work` says.
 pub fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|source| Error::Threads { threads, source })?.install(work)
+    efference_envs::threads::pool(threads)?.install(work)
 }
 
 /// What the configuration stands for.
