@@ -75,17 +75,13 @@ pub enum Error {
         /// Names the file has and the network has not (at most eight).
         unexpected: Vec<String>,
     },
-    /// A tensor has another shape than the network's.
-    #[error("tensor `{name}` in {} is {got:?}, this network needs {expected:?}: the checkpoint belongs to another shape of network", path.display())]
+    /// Tensors have another shape than the network's.
+    #[error("{} holds weights of another shape of network: {}", path.display(), shapes(tensors))]
     Shape {
         /// The file.
         path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Shape in the file.
-        got: Vec<usize>,
-        /// Shape in the network.
-        expected: Vec<usize>,
+        /// All tensors that differ: name, shape in the file, shape in the network.
+        tensors: Vec<(String, Vec<usize>, Vec<usize>)>,
     },
     /// A tensor has a type that holds no weights.
     #[error("tensor `{name}` in {} has type {got}; weights are F32, F16 or BF16", path.display())]
@@ -127,6 +123,19 @@ pub enum Error {
         /// Tokens there is room for.
         max: usize,
     },
+}
+
+/// The first few; one wrong width changes most tensors of a network.
+fn shapes(tensors: &[(String, Vec<usize>, Vec<usize>)]) -> String {
+    const SHOWN: usize = 3;
+    let one = |(name, got, needed): &(String, Vec<usize>, Vec<usize>)| {
+        format!("`{name}` is {got:?}, needed is {needed:?}")
+    };
+    let mut text = tensors.iter().take(SHOWN).map(one).collect::<Vec<_>>().join("; ");
+    if tensors.len() > SHOWN {
+        text += &format!("; and {} more tensors", tensors.len() - SHOWN);
+    }
+    text
 }
 
 /// Results of this crate.

@@ -174,15 +174,23 @@ impl ParamStore {
                 unexpected: few(unexpected),
             });
         }
+        let tensor = |name: &str| {
+            let corrupt = |e| Error::Corrupt { path: path.into(), reason: format!("{name}: {e}") };
+            file.tensor(name).map_err(corrupt)
+        };
+        let mut reshaped = Vec::new();
+        for (name, var) in &self.vars {
+            let view = tensor(name)?;
+            if view.shape() != var.dims() {
+                reshaped.push((name.clone(), view.shape().to_vec(), var.dims().to_vec()));
+            }
+        }
+        if !reshaped.is_empty() {
+            return Err(Error::Shape { path: path.into(), tensors: reshaped });
+        }
         let mut fresh = Vec::with_capacity(self.vars.len());
         for (name, var) in &self.vars {
-            let view = file
-                .tensor(name)
-                .map_err(|e| Error::Corrupt { path: path.into(), reason: format!("{name}: {e}") })?;
-            if view.shape() != var.dims() {
-                let (got, expected) = (view.shape().to_vec(), var.dims().to_vec());
-                return Err(Error::Shape { path: path.into(), name: name.clone(), got, expected });
-            }
+            let view = tensor(name)?;
             let dtype = match view.dtype() {
                 safetensors::Dtype::F32 => DType::F32,
                 safetensors::Dtype::F16 => DType::F16,

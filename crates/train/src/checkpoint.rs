@@ -40,7 +40,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Write(#[from] atomic::Error),
     /// There is nothing at this path.
-    #[error("there is no checkpoint at `{}`", path.display())]
+    #[error("there is no checkpoint at `{}`\n  hint: give a run folder, or one of the folders in its `checkpoints`", path.display())]
     Missing {
         /// What was given, or the folder a pointer names.
         path: PathBuf,
@@ -61,7 +61,10 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// A file is damaged.
-    #[error("the checkpoint file `{}` is damaged: {why}", path.display())]
+    #[error(
+        "the checkpoint file `{}` is damaged: {why}\n  hint: copy it again; or use an earlier checkpoint: a run goes on from \
+         the one that its file `checkpoints/last` names", path.display()
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -77,7 +80,10 @@ pub enum CheckpointError {
         got: u64,
     },
     /// The checkpoint does not fit what it is to be used with.
-    #[error("the checkpoint `{}` does not fit: {}", path.display(), list(differences))]
+    #[error(
+        "the checkpoint `{}` does not fit: {}\n  hint: use it with the program, simulator, suite and network it was made \
+         with, or train again", path.display(), list(differences)
+    )]
     Different {
         /// The checkpoint folder.
         path: PathBuf,
@@ -106,9 +112,14 @@ pub struct Difference {
 }
 
 fn list(differences: &[Difference]) -> String {
+    const SHOWN: usize = 6;
     let one =
         |d: &Difference| format!("`{}` is {} in the checkpoint, needed is {}", d.field, d.got, d.expected);
-    differences.iter().map(one).collect::<Vec<_>>().join("; ")
+    let mut text = differences.iter().take(SHOWN).map(one).collect::<Vec<_>>().join("; ");
+    if differences.len() > SHOWN {
+        text += &format!("; and {} more", differences.len() - SHOWN);
+    }
+    text
 }
 
 /// What must be the same wherever the weights are used; a difference would give a wrong result, so it is refused.

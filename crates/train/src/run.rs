@@ -130,8 +130,23 @@ impl Parts {
         };
         let stats = if dataset { proprio_of(&demos.0)? } else { world::tabletop_proprio() };
         let policy = world::policy(config, stats)?;
+        if config.sft.is_some() {
+            let cameras = cameras(world.as_ref(), &demos.0);
+            DecisionSet::check(&demos.0, &cameras, &policy)?;
+            if !demos.1.is_empty() {
+                DecisionSet::check(&demos.1, &cameras, &policy)?;
+            }
+        }
         let identity = world::identity(config, &policy);
         Ok(Self { world, policy, identity, demos })
+    }
+}
+
+/// What the policy looks through: the world's cameras, else those of the demonstrations.
+fn cameras(world: Option<&Tabletop>, episodes: &[efference_data::Episode]) -> Vec<String> {
+    match world {
+        Some(world) => world.cameras.clone(),
+        None => episodes.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
     }
 }
 
@@ -273,10 +288,7 @@ impl<'r> Run<'r> {
     }
 
     fn sft(&mut self, config: &SftConfig) -> Result<End> {
-        let cameras: Vec<String> = match &self.world {
-            Some(world) => world.cameras.clone(),
-            None => self.demos.0.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
-        };
+        let cameras = cameras(self.world.as_ref(), &self.demos.0);
         let set = DecisionSet::new(&self.demos.0, &cameras, &self.policy)?;
         let held_out = match self.demos.1.as_slice() {
             [] => None,

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::config::{SftConfig, TrainConfig};
 use crate::decisions::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optimise::Optimiser;
 use crate::report::Values;
 use crate::world::Tabletop;
@@ -122,7 +122,9 @@ pub fn demonstrations(
     let mut episodes = match world {
         Some(world) if sft.demos == "expert" => experts(config.run.seed, sft.demos_per_task, world)?,
         _ => {
-            let (episodes, _) = EpisodeStore::open(&sft.demos)?.load_all(OnCorrupt::Error)?;
+            let load = || EpisodeStore::open(&sft.demos)?.load_all(OnCorrupt::Error);
+            let (episodes, _) =
+                load().map_err(|e| Error::Setting { section: "sft.demos", source: Box::new(e) })?;
             first_of_each_task(
                 episodes,
                 if sft.demos_per_task == 0 { 0 } else { sft.demos_per_task + sft.holdout },

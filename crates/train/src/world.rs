@@ -68,15 +68,20 @@ impl EnvSource for Tabletop {
     }
 }
 
+/// The network shape of this name, one of those that `[model] preset` may have.
+pub(crate) fn preset(name: &str) -> VlaConfig {
+    match name {
+        "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
+        _ => VlaConfig::quickstart(),
+    }
+}
+
 /// The network's shape: the preset with the single fields of `[model.shape]` and the image size of `[env]`.
 ///
 /// # Errors
 /// [`Error::Setting`] for a field that does not exist, has another type, or makes no network.
 pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
-    let preset = match config.model.preset.as_str() {
-        "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
-        _ => VlaConfig::quickstart(),
-    };
+    let preset = preset(&config.model.preset);
     let refuse =
         |source: Box<dyn std::error::Error + Send + Sync>| Error::Setting { section: "model.shape", source };
     let mut table = toml::Table::try_from(&preset).map_err(|e| refuse(Box::new(e)))?;
@@ -118,14 +123,16 @@ pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolic
     let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
-    match config.model.init_from.as_deref() {
-        None => {}
-        Some(BUILT_IN_WEIGHTS) => policy.params.load_bytes(Path::new(BUILT_IN_WEIGHTS), TABLETOP_PLAY)?,
-        Some(path) => {
-            let path = Path::new(path);
-            load(&policy, path, &checkpoint::load_weights(path)?)?;
+    let loaded = match config.model.init_from.as_deref() {
+        None => Ok(()),
+        Some(BUILT_IN_WEIGHTS) => {
+            policy.params.load_bytes(Path::new(BUILT_IN_WEIGHTS), TABLETOP_PLAY).map_err(Error::from)
         }
-    }
+        Some(path) => checkpoint::load_weights(Path::new(path))
+            .map_err(Error::from)
+            .and_then(|weights| load(&policy, Path::new(path), &weights)),
+    };
+    loaded.map_err(|e| Error::Setting { section: "model.init_from", source: Box::new(e) })?;
     Ok(policy)
 }
 

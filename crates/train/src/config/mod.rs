@@ -4,6 +4,7 @@
 
 mod error;
 mod names;
+mod open;
 mod resolve;
 mod sections;
 mod settings;
@@ -64,6 +65,7 @@ impl TrainConfig {
             rl.mini_batch = rl.mini_batch.min(rl.prompts * rl.group);
         }
         config.cross_check(&source, &mut problems);
+        open::check(&config, &source, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
     }
 
@@ -86,6 +88,18 @@ impl TrainConfig {
                 format!("\"{task}\" is listed twice"),
                 "list each task once",
             ));
+        }
+        if self.env.suite == crate::world::DATASET_SUITE {
+            let suite = format!("env.suite = \"{}\" has no simulator", self.env.suite);
+            let stages = [("pretrain", self.pretrain.is_some()), ("rl", self.rl.is_some())];
+            for (stage, _) in stages.into_iter().filter(|(_, present)| *present) {
+                let help = format!("remove [{stage}], or choose another suite");
+                problems.push(source.problem(stage, &*suite, help));
+            }
+            if self.sft.as_ref().is_some_and(|sft| sft.demos == "expert") {
+                let help = "give the folder of stored demonstrations";
+                problems.push(source.problem("sft.demos", &*suite, help));
+            }
         }
         if let Some(rl) = &self.rl {
             let trajectories = rl.prompts * rl.group;
