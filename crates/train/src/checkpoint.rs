@@ -60,7 +60,7 @@ pub enum CheckpointError {
         /// The run folder.
         path: PathBuf,
     },
-    /// A file is damaged.
+    /// A file is damaged or gone.
     #[error(
         "the checkpoint file `{}` is damaged: {why}\n  hint: copy it again; or use an earlier checkpoint: a run goes on from \
          the one that its file `checkpoints/last` names", path.display()
@@ -388,9 +388,9 @@ fn read_state(path: &Path) -> Result<(Identity, TrainState, BTreeMap<String, Str
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(file).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => CheckpointError::Missing { path: file.into() },
-        _ => CheckpointError::Corrupt { path: file.into(), why: e.to_string() },
+    fs::read(file).map_err(|e| {
+        let why = if e.kind() == io::ErrorKind::NotFound { "it is not there".into() } else { e.to_string() };
+        CheckpointError::Corrupt { path: file.into(), why }
     })
 }
 

@@ -22,7 +22,7 @@ pub enum Error {
         task: String,
     },
     /// Images of another size than the network reads.
-    #[error("demonstrations: images of camera `{camera}` are {}x{} px, the network reads {expected}x{expected}\n  hint: set `env.image_size` to {}, or make the demonstrations again with `--image-size {expected}`", got.0, got.1, got.0)]
+    #[error("images of camera `{camera}` are {}x{} px, the network reads {expected}x{expected}\n  hint: set `env.image_size` to {}, or make the demonstrations again with `--image-size {expected}`", got.0, got.1, got.0)]
     FrameSize {
         /// The camera.
         camera: String,

@@ -91,6 +91,15 @@ pub enum Error {
         /// The checkpoint.
         path: std::path::PathBuf,
     },
+    /// The system refused a write in the middle of a run, which can go on later.
+    #[error("{source}\n  hint: when that is mended, continue with `efference train --resume {}`", run.display())]
+    BrokenOff {
+        /// The run folder.
+        run: std::path::PathBuf,
+        /// What was refused.
+        #[source]
+        source: Box<Error>,
+    },
     /// The worker threads.
     #[error("cannot start {threads} worker threads")]
     Threads {
@@ -100,6 +109,18 @@ pub enum Error {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
+}
+
+impl Error {
+    /// Adds how to go on with the run in folder `run`, if nothing is wrong but the disk.
+    pub(crate) fn in_run(self, run: &std::path::Path) -> Self {
+        match self {
+            Self::Checkpoint(_) | Self::Metrics(_) | Self::Write(_) | Self::RunDir(_) => {
+                Self::BrokenOff { run: run.into(), source: Box::new(self) }
+            }
+            other => other,
+        }
+    }
 }
 
 fn some(names: &[String]) -> String {

@@ -115,6 +115,8 @@ struct Parts {
     identity: Identity,
     /// Demonstrations to learn from and held out, of the `[sft]` stage.
     demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
+    /// What a person should know about them.
+    notes: Vec<String>,
 }
 
 impl Parts {
@@ -124,21 +126,22 @@ impl Parts {
         if let (Some(rl), Some(world)) = (&config.rl, &world) {
             Rl::new(world, rl, config.run.seed)?; // refuses unusable settings now
         }
+        let mut notes = Vec::new();
         let demos = match &config.sft {
-            Some(sft) => supervised::demonstrations(config, sft, world.as_ref())?,
+            Some(sft) => supervised::demonstrations(config, sft, world.as_ref(), &mut notes)?,
             None => Default::default(),
         };
         let stats = if dataset { proprio_of(&demos.0)? } else { world::tabletop_proprio() };
         let policy = world::policy(config, stats)?;
         if config.sft.is_some() {
             let cameras = cameras(world.as_ref(), &demos.0);
-            DecisionSet::check(&demos.0, &cameras, &policy)?;
-            if !demos.1.is_empty() {
-                DecisionSet::check(&demos.1, &cameras, &policy)?;
+            for episodes in [&demos.0, &demos.1].into_iter().take(if demos.1.is_empty() { 1 } else { 2 }) {
+                DecisionSet::check(episodes, &cameras, &policy)
+                    .map_err(|e| Error::Setting { section: "sft.demos", source: Box::new(e) })?;
             }
         }
         let identity = world::identity(config, &policy);
-        Ok(Self { world, policy, identity, demos })
+        Ok(Self { world, policy, identity, demos, notes })
     }
 }
 
@@ -205,7 +208,8 @@ impl<'r> Run<'r> {
         let events = EventFile::create(&dir.events_file(), &past)?;
         let album = Album::open(&dir, &config, state.step > 0, reporter);
         let earlier_secs = state.numbers.get(ELAPSED).copied().unwrap_or(0.0);
-        let Parts { world, policy, identity, demos } = parts;
+        let Parts { world, policy, identity, demos, notes } = parts;
+        notes.into_iter().for_each(|note| reporter.note(note));
         dir.write_config(&config)?;
         Ok(Self {
             dir,
@@ -233,7 +237,7 @@ impl<'r> Run<'r> {
         let finished = matches!(result, Ok(End::Done));
         let summary = self.summary(finished);
         let closing = self.close(&summary);
-        result?;
+        result.map_err(|error| error.in_run(self.dir.root()))?;
         closing?;
         Ok(summary)
     }

@@ -141,6 +141,24 @@ impl TrainConfig {
     }
 }
 
+/// Breaks a description of [`settings_table`] so that its lines stand below each other in 100 columns.
+fn wrapped(text: &str) -> String {
+    const COLUMN: usize = 42;
+    const WIDTH: usize = 99 - COLUMN;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.into()),
+        }
+    }
+    lines.join(&format!("\n{:COLUMN$}", ""))
+}
+
 /// The table of settings, section by section, as `efference train --help` prints it.
 pub fn settings_table() -> String {
     let mut out = String::new();
@@ -160,7 +178,8 @@ pub fn settings_table() -> String {
                 _ => String::new(),
             };
             let doc = field.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            out.push_str(&format!("  {:<22} {default:<16} {}{note}\n", field.name, doc.trim()));
+            let text = wrapped(&format!("{}{note}", doc.trim()));
+            out.push_str(&format!("  {:<22} {default:<16} {text}\n", field.name));
         }
         for field in fields.iter().rev() {
             if let Kind::Table(inner) = field.kind {

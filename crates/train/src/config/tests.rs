@@ -132,4 +132,6 @@ fn the_table_of_settings_shows_every_section() {
         assert!(table.contains(section), "{section}");
     }
     assert!(table.contains("temperature            1.6"));
+    let longest = table.lines().max_by_key(|line| line.chars().count()).unwrap();
+    assert!(longest.chars().count() < 100, "{longest}");
 }
