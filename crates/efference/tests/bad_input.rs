@@ -265,6 +265,8 @@ fn values_that_cannot_be_say_what_can() {
     ] {
         desk.refuses_config(text, &[], &[message]);
     }
+    let wide = "[rl]\n[model.shape]\ntext.hidden_size = 1000000\n";
+    desk.refuses_config(wide, &[], &["`model`: training this network takes at least ", "GiB", "help: "]);
     // Everything that is wrong is told at once.
     let both = ["bad.toml:2:1: `sft.batch`", "--set rl.group=1: `rl.group`"];
     desk.refuses_config("[sft]\nbatch = 0\n", &["rl.group=1"], &both);

@@ -47,7 +47,8 @@ pub enum CheckpointError {
     },
     /// The path exists, but is neither a checkpoint folder nor a run nor a weights file.
     #[error(
-        "`{}` is not a checkpoint: expected a run folder, a folder with `{STATE}`, or a `.safetensors` file",
+        "`{}` is not a checkpoint: expected a run folder, or a folder with `{STATE}` in it\n  hint: a `.safetensors` file alone \
+         can be the start of a run (`model.init_from`), but cannot be evaluated or resumed",
         path.display()
     )]
     NotACheckpoint {

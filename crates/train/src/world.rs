@@ -113,6 +113,27 @@ pub fn tabletop_proprio() -> Quantiles {
     range
 }
 
+/// Refuses a network that this machine cannot hold, before the system ends the program for it.
+fn check_memory(shape: &VlaConfig) -> Result<()> {
+    const BYTES: f64 = 16.0; // weight, gradient, two moments; f32 each
+    const GIB: f64 = (1u64 << 30) as f64;
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
+    let Some(total) = total.and_then(|kib| kib.trim().parse::<f64>().ok()).map(|kib| kib * 1024.0) else {
+        return Ok(()); // another system: it will say so itself
+    };
+    let needed = shape.param_count() as f64 * BYTES;
+    if needed <= total {
+        return Ok(());
+    }
+    let why = format!(
+        "training this network takes at least {:.1} GiB, this machine has {:.1}\n  hint: choose a smaller preset or shape",
+        needed / GIB,
+        total / GIB
+    );
+    Err(Error::Setting { section: "model", source: why.into() })
+}
+
 /// The policy of a configuration with initial weights, or those of `[model] init_from`.
 ///
 /// # Errors
@@ -120,7 +141,9 @@ pub fn tabletop_proprio() -> Quantiles {
 pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolicy> {
     let tokenizer = Tokenizer::built_in()?;
     let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
-    let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
+    let shape = vla_config(config)?;
+    check_memory(&shape)?;
+    let net = Vla::new(&mut params, &shape, tokenizer.special())?;
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
     let loaded = match config.model.init_from.as_deref() {

@@ -141,12 +141,15 @@ impl TrainConfig {
     }
 }
 
+/// A space at which [`wrapped`] does not break.
+const GLUE: &str = "\u{a0}";
+
 /// Breaks a description of [`settings_table`] so that its lines stand below each other in 100 columns.
 fn wrapped(text: &str) -> String {
     const COLUMN: usize = 42;
     const WIDTH: usize = 99 - COLUMN;
     let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
         match lines.last_mut() {
             Some(line) if line.is_empty() => line.push_str(word),
             Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => {
@@ -156,7 +159,7 @@ fn wrapped(text: &str) -> String {
             _ => lines.push(word.into()),
         }
     }
-    lines.join(&format!("\n{:COLUMN$}", ""))
+    lines.join(&format!("\n{:COLUMN$}", "")).replace(GLUE, " ")
 }
 
 /// The table of settings, section by section, as `efference train --help` prints it.
@@ -171,7 +174,7 @@ pub fn settings_table() -> String {
         for field in rows {
             let default = if field.default.is_empty() { "{}" } else { &field.default };
             let note = match field.check {
-                Some(Check::In(range)) => format!(" ({range})"),
+                Some(Check::In(range)) => format!(" ({range})").replace(' ', GLUE).replacen(GLUE, " ", 1),
                 Some(Check::OneOf(words) | Check::EachOf(words)) if !words().is_empty() => {
                     format!(" ({})", words().join(", "))
                 }
