@@ -70,14 +70,14 @@ pub enum Error {
     },
 
     /// A file the index names is gone.
-    #[error("`{}` is listed in the index but missing; copy it again, or skip corrupt episodes", path.display())]
+    #[error("`{}` is listed in the index but missing; copy it again", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
 
     /// A file is not as long as the index says.
-    #[error("`{}` has {got} bytes, the index says {expected}: {}; copy it again, or skip corrupt episodes", path.display(), if got < expected { "it is truncated" } else { "something was appended" })]
+    #[error("`{}` has {got} bytes, the index says {expected}: {}; copy it again", path.display(), if got < expected { "it is truncated" } else { "something was appended" })]
     Size {
         /// The file.
         path: PathBuf,
@@ -88,7 +88,7 @@ pub enum Error {
     },
 
     /// A file's content changed.
-    #[error("`{}` is corrupt: its SHA-256 is {got}, the index says {expected}; copy it again, or skip corrupt episodes", path.display())]
+    #[error("`{}` is corrupt: its SHA-256 is {got}, the index says {expected}; copy it again", path.display())]
     Checksum {
         /// The file.
         path: PathBuf,

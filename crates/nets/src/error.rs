@@ -22,7 +22,7 @@ pub enum Error {
         expected: String,
     },
     /// The weights file cannot be read.
-    #[error("cannot read weights from {}", path.display())]
+    #[error("cannot read weights from `{}`", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The weights cannot be written.
-    #[error("cannot write weights to {}", path.display())]
+    #[error("cannot write weights to `{}`", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The weights file is larger than any this network could have written.
-    #[error("{} has {bytes} bytes, weights of this network take at most {most}: it belongs to a larger network", path.display())]
+    #[error("`{}` has {bytes} bytes, weights of this network take at most {most}: it belongs to a larger network", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -50,7 +50,7 @@ pub enum Error {
         most: u64,
     },
     /// A weight is infinite or not a number.
-    #[error("tensor `{name}` in {} holds numbers that are not finite: the training that wrote it had failed; use an earlier checkpoint", path.display())]
+    #[error("tensor `{name}` in `{}` holds numbers that are not finite: the training that wrote it had failed; use an earlier checkpoint", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum Error {
         name: String,
     },
     /// The weights file is not a whole safetensors file.
-    #[error("{} is not a valid safetensors file ({reason}); it may be truncated: copy it again", path.display())]
+    #[error("`{}` is not a valid safetensors file ({reason}); it may be truncated: copy it again", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -66,29 +66,25 @@ pub enum Error {
         reason: String,
     },
     /// Tensors that the network needs are not in the file, or the file holds others.
-    #[error("{} holds weights of another network: missing [{}], unexpected [{}]", path.display(), missing.join(", "), unexpected.join(", "))]
+    #[error("`{}` holds weights of another network: {}", path.display(), names(missing, unexpected))]
     Names {
         /// The file.
         path: PathBuf,
-        /// Names the network has and the file has not (at most eight).
+        /// Names the network has and the file has not.
         missing: Vec<String>,
-        /// Names the file has and the network has not (at most eight).
+        /// Names the file has and the network has not.
         unexpected: Vec<String>,
     },
-    /// A tensor has another shape than the network's.
-    #[error("tensor `{name}` in {} is {got:?}, this network needs {expected:?}: the checkpoint belongs to another shape of network", path.display())]
+    /// Tensors have another shape than the network's.
+    #[error("`{}` holds weights of another shape of network: {}", path.display(), shapes(tensors))]
     Shape {
         /// The file.
         path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Shape in the file.
-        got: Vec<usize>,
-        /// Shape in the network.
-        expected: Vec<usize>,
+        /// All tensors that differ: name, shape in the file, shape in the network.
+        tensors: Vec<(String, Vec<usize>, Vec<usize>)>,
     },
     /// A tensor has a type that holds no weights.
-    #[error("tensor `{name}` in {} has type {got}; weights are F32, F16 or BF16", path.display())]
+    #[error("tensor `{name}` in `{}` has type {got}; weights are F32, F16 or BF16", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -127,6 +123,28 @@ pub enum Error {
         /// Tokens there is room for.
         max: usize,
     },
+}
+
+/// How many names a message lists; one wrong width changes most tensors of a network.
+const SHOWN: usize = 3;
+
+fn few(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String {
+    let more = texts.len().saturating_sub(SHOWN);
+    let text = texts.take(SHOWN).collect::<Vec<_>>().join(separator);
+    if more == 0 { text } else { format!("{text} and {more} more") }
+}
+
+fn names(missing: &[String], unexpected: &[String]) -> String {
+    let list = |label: &str, names: &[String]| {
+        let names = few(names.iter().map(|name| format!("`{name}`")), ", ");
+        if names.is_empty() { None } else { Some(format!("{label} {names}")) }
+    };
+    let parts = [list("it lacks", missing), list("it also has", unexpected)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn shapes(tensors: &[(String, Vec<usize>, Vec<usize>)]) -> String {
+    few(tensors.iter().map(|(name, got, needed)| format!("`{name}` is {got:?}, needed is {needed:?}")), "; ")
 }
 
 /// Results of this crate.

@@ -167,22 +167,25 @@ impl ParamStore {
         let unexpected: Vec<String> =
             held.iter().filter(|n| !self.vars.contains_key(**n)).map(|n| n.to_string()).collect();
         if !missing.is_empty() || !unexpected.is_empty() {
-            let few = |names: Vec<String>| names.into_iter().take(8).collect();
-            return Err(Error::Names {
-                path: path.into(),
-                missing: few(missing),
-                unexpected: few(unexpected),
-            });
+            return Err(Error::Names { path: path.into(), missing, unexpected });
+        }
+        let tensor = |name: &str| {
+            let corrupt = |e| Error::Corrupt { path: path.into(), reason: format!("{name}: {e}") };
+            file.tensor(name).map_err(corrupt)
+        };
+        let mut reshaped = Vec::new();
+        for (name, var) in &self.vars {
+            let view = tensor(name)?;
+            if view.shape() != var.dims() {
+                reshaped.push((name.clone(), view.shape().to_vec(), var.dims().to_vec()));
+            }
+        }
+        if !reshaped.is_empty() {
+            return Err(Error::Shape { path: path.into(), tensors: reshaped });
         }
         let mut fresh = Vec::with_capacity(self.vars.len());
         for (name, var) in &self.vars {
-            let view = file
-                .tensor(name)
-                .map_err(|e| Error::Corrupt { path: path.into(), reason: format!("{name}: {e}") })?;
-            if view.shape() != var.dims() {
-                let (got, expected) = (view.shape().to_vec(), var.dims().to_vec());
-                return Err(Error::Shape { path: path.into(), name: name.clone(), got, expected });
-            }
+            let view = tensor(name)?;
             let dtype = match view.dtype() {
                 safetensors::Dtype::F32 => DType::F32,
                 safetensors::Dtype::F16 => DType::F16,
@@ -359,7 +362,7 @@ mod tests {
         assert!(load(b"nonsense").contains("w.safetensors"));
         let mut other = store(3);
         other.root().get("extra", &[1], Init::Constant(0.0)).unwrap();
-        assert!(load(&other.to_bytes().unwrap()).contains("unexpected [extra]"));
+        assert!(load(&other.to_bytes().unwrap()).contains("it also has `extra`"));
         let mut reshaped = ParamStore::new(3, Device::Cpu);
         reshaped.root().pp("a").get("weight", &[4, 3], Init::Constant(9.0)).unwrap();
         reshaped.root().pp("a").get("bias", &[3], Init::Constant(9.0)).unwrap();

@@ -43,16 +43,21 @@ impl AccuracyFilter {
                 return Err(Error::Shape { name, got: vec![got], expected });
             }
         }
-        if !(0.0 <= self.lower && self.lower <= self.upper && self.upper <= 1.0) {
-            let expected = "between 0 and `upper`, and `upper` at most 1";
-            return Err(Error::Setting { name: "filter lower", got: self.lower, expected });
-        }
+        self.validate()?;
         let keeps = |index: &[usize]| {
             let mean = index.iter().filter(|&&i| success[i]).count() as f64 / index.len() as f64;
             let truncated = index.iter().any(|&i| finish_steps[i] >= max_steps);
             self.lower <= mean && mean <= self.upper && !(self.drop_truncated && truncated)
         };
         Ok(members(group_ids).into_iter().filter(|(_, index)| keeps(index)).map(|(id, _)| id).collect())
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        if 0.0 <= self.lower && self.lower <= self.upper && self.upper <= 1.0 {
+            return Ok(());
+        }
+        let expected = "between 0 and `upper`, and `upper` at most 1";
+        Err(Error::Setting { name: "filter.lower", got: self.lower, expected })
     }
 }
 

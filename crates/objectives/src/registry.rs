@@ -55,16 +55,56 @@ impl Algorithm {
     /// The algorithm `id` with `settings` (a table as in `configs/algorithms/ID.toml`) over its defaults.
     ///
     /// # Errors
-    /// [`Error::UnknownAlgorithm`], [`Error::Settings`].
+    /// [`Error::UnknownAlgorithm`], [`Error::Settings`], [`Error::Setting`].
     pub fn from_table(id: &str, settings: &toml::Table) -> Result<Self> {
-        match id {
-            "grpo" => Ok(Self::Grpo(parse("grpo", settings)?)),
-            "srpo" => Ok(Self::Srpo(parse("srpo", settings)?)),
+        let algorithm = match id {
+            "grpo" => Self::Grpo(parse("grpo", settings)?),
+            "srpo" => Self::Srpo(parse("srpo", settings)?),
             _ => {
                 let known = algorithms().iter().map(|card| card.id.to_string()).collect();
-                Err(Error::UnknownAlgorithm { name: id.into(), known })
+                return Err(Error::UnknownAlgorithm { name: id.into(), known });
             }
+        };
+        algorithm.validate()?;
+        Ok(algorithm)
+    }
+
+    /// All settings of the algorithm `id` with their defaults.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAlgorithm`].
+    pub fn defaults(id: &str) -> Result<toml::Table> {
+        let table = match Self::from_table(id, &toml::Table::new())? {
+            Self::Grpo(grpo) => toml::Table::try_from(grpo),
+            Self::Srpo(srpo) => toml::Table::try_from(srpo),
+        };
+        table.map_err(|e| Error::Settings { algorithm: "defaults", reason: e.to_string() })
+    }
+
+    /// Numbers that no update can be made of.
+    fn validate(&self) -> Result<()> {
+        let least = |name, got: f64, low: f64, expected| {
+            if got >= low && got.is_finite() { Ok(()) } else { Err(Error::Setting { name, got, expected }) }
+        };
+        let grpo = self.grpo();
+        least("dual_clip", grpo.dual_clip, 0.0, "0 (off) or greater than 1")?;
+        least("advantage.epsilon", grpo.advantage.epsilon, 0.0, "0 or more")?;
+        least("kl_coef", grpo.kl_coef, 0.0, "0 or more")?;
+        least("entropy_coef", grpo.entropy_coef, f64::MIN, "a finite number")?;
+        grpo.ratio().validate()?;
+        grpo.filter.validate()?;
+        if let Self::Srpo(srpo) = self {
+            let p = &srpo.progress;
+            least("reward_coef", srpo.reward_coef, 0.0, "0 or more")?;
+            least("progress.fail_max", p.fail_max, 0.0, "0 or more")?;
+            least("progress.steepness", p.steepness, f64::MIN, "a finite number")?;
+            least("progress.offset", p.offset, f64::MIN, "a finite number")?;
+            least("progress.alpha", p.alpha, f64::MIN, "a finite number")?;
+            least("progress.range_epsilon", p.range_epsilon, 0.0, "0 or more")?;
+            least("progress.dbscan_eps", p.dbscan_eps, 0.0, "0 (no clusters) or more")?;
+            least("progress.missing_success", p.missing_success, 0.0, "0 or more")?;
         }
+        Ok(())
     }
 
     /// The settings that SRPO shares with GRPO.

@@ -40,14 +40,15 @@ pub enum CheckpointError {
     #[error(transparent)]
     Write(#[from] atomic::Error),
     /// There is nothing at this path.
-    #[error("there is no checkpoint at `{}`", path.display())]
+    #[error("there is no checkpoint at `{}`\n  hint: give a run folder, or one of the folders in its `checkpoints`", path.display())]
     Missing {
         /// What was given, or the folder a pointer names.
         path: PathBuf,
     },
     /// The path exists, but is neither a checkpoint folder nor a run nor a weights file.
     #[error(
-        "`{}` is not a checkpoint: expected a run folder, a folder with `{STATE}`, or a `.safetensors` file",
+        "`{}` is not a checkpoint: expected a run folder, or a folder with `{STATE}` in it\n  hint: a `.safetensors` file alone \
+         can be the start of a run (`model.init_from`), but cannot be evaluated or resumed",
         path.display()
     )]
     NotACheckpoint {
@@ -60,8 +61,11 @@ pub enum CheckpointError {
         /// The run folder.
         path: PathBuf,
     },
-    /// A file is damaged.
-    #[error("the checkpoint file `{}` is damaged: {why}", path.display())]
+    /// A file is damaged or gone.
+    #[error(
+        "the checkpoint file `{}` is damaged: {why}\n  hint: copy it again; or use an earlier checkpoint: a run goes on from \
+         the one that its file `checkpoints/last` names", path.display()
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -77,7 +81,10 @@ pub enum CheckpointError {
         got: u64,
     },
     /// The checkpoint does not fit what it is to be used with.
-    #[error("the checkpoint `{}` does not fit: {}", path.display(), list(differences))]
+    #[error(
+        "the checkpoint `{}` does not fit: {}\n  hint: use it with the program, simulator, suite and network it was made \
+         with, or train again", path.display(), list(differences)
+    )]
     Different {
         /// The checkpoint folder.
         path: PathBuf,
@@ -106,9 +113,14 @@ pub struct Difference {
 }
 
 fn list(differences: &[Difference]) -> String {
+    const SHOWN: usize = 6;
     let one =
         |d: &Difference| format!("`{}` is {} in the checkpoint, needed is {}", d.field, d.got, d.expected);
-    differences.iter().map(one).collect::<Vec<_>>().join("; ")
+    let mut text = differences.iter().take(SHOWN).map(one).collect::<Vec<_>>().join("; ");
+    if differences.len() > SHOWN {
+        text += &format!("; and {} more", differences.len() - SHOWN);
+    }
+    text
 }
 
 /// What must be the same wherever the weights are used; a difference would give a wrong result, so it is refused.
@@ -377,9 +389,9 @@ fn read_state(path: &Path) -> Result<(Identity, TrainState, BTreeMap<String, Str
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(file).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => CheckpointError::Missing { path: file.into() },
-        _ => CheckpointError::Corrupt { path: file.into(), why: e.to_string() },
+    fs::read(file).map_err(|e| {
+        let why = if e.kind() == io::ErrorKind::NotFound { "it is not there".into() } else { e.to_string() };
+        CheckpointError::Corrupt { path: file.into(), why }
     })
 }
 

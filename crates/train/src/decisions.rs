@@ -22,7 +22,7 @@ pub enum Error {
         task: String,
     },
     /// Images of another size than the network reads.
-    #[error("images of camera `{camera}` are {}x{} px, the network reads {expected}x{expected}; make the demonstrations again at that size", got.0, got.1)]
+    #[error("images of camera `{camera}` are {}x{} px, the network reads {expected}x{expected}\n  hint: set `env.image_size` to {}, or make the demonstrations again with `--image-size {expected}`", got.0, got.1, got.0)]
     FrameSize {
         /// The camera.
         camera: String,
@@ -83,6 +83,20 @@ impl DecisionSet {
             return Err(Error::NoExamples);
         }
         Ok(Self { examples, image_size })
+    }
+
+    /// What [`new`](Self::new) would refuse, without cutting.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn check(episodes: &[Episode], cameras: &[String], policy: &VlaPolicy) -> Result<()> {
+        for episode in episodes {
+            policy.prompt(&episode.meta.instruction).map_err(|e| Error::Policy(Box::new(e)))?;
+            for camera in cameras {
+                view(episode, camera, policy.image_size())?;
+            }
+        }
+        if episodes.iter().all(|e| e.frame_steps.is_empty()) { Err(Error::NoExamples) } else { Ok(()) }
     }
 
     /// How many examples there are.

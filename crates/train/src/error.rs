@@ -13,7 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] Box<ConfigError>),
     /// A setting that belongs to another part (the network's shape, an algorithm's preset, a task) was refused there.
-    #[error("setting `{section}` is not usable")]
+    #[error("`{section}`: {source}")]
     Setting {
         /// Section of the configuration.
         section: &'static str,
@@ -34,25 +34,25 @@ pub enum Error {
     #[error(transparent)]
     Write(#[from] Box<efference_data::atomic::Error>),
     /// Stored demonstrations.
-    #[error("demonstrations")]
+    #[error(transparent)]
     Data(#[from] Box<efference_data::Error>),
     /// Demonstrations that the policy cannot learn from.
     #[error(transparent)]
     Examples(#[from] Box<decisions::Error>),
     /// A rollout.
-    #[error("rollout")]
+    #[error(transparent)]
     Rollout(#[from] Box<efference_rollout::Error>),
     /// An environment outside a rollout.
-    #[error("environment")]
+    #[error(transparent)]
     Env(#[from] Box<efference_envs::Error>),
     /// The objective.
-    #[error("objective")]
+    #[error(transparent)]
     Objective(#[from] Box<efference_objectives::Error>),
     /// The network.
-    #[error("policy network")]
+    #[error(transparent)]
     Net(#[from] Box<efference_nets::Error>),
     /// A fused operation or the optimiser.
-    #[error("tensor operation")]
+    #[error(transparent)]
     Op(#[from] Box<efference_ops::Error>),
     /// A tensor operation.
     #[error("tensor operation")]
@@ -84,13 +84,34 @@ pub enum Error {
     Show(#[from] Box<crate::show::Error>),
     /// The run to be resumed was made with other settings.
     #[error(
-        "the checkpoint `{}` belongs to other settings than this run's config.toml; a resumed run may only change \
-         `run.threads`, `rl.minutes`, [checkpoint] and [record]", path.display()
+        "the checkpoint `{}` belongs to other settings than this run's config.toml or `--set` gives it\n  hint: take the change \
+         back; a resumed run may only change `run.threads`, `rl.minutes`, [checkpoint] and [record]", path.display()
     )]
     OtherConfig {
         /// The checkpoint.
         path: std::path::PathBuf,
     },
+    /// The system refused a write in the middle of a run, which can go on later.
+    #[error("{source}\n  hint: when that is mended, continue with `efference train --resume {}`", run.display())]
+    BrokenOff {
+        /// The run folder.
+        run: std::path::PathBuf,
+        /// What was refused.
+        #[source]
+        source: Box<Error>,
+    },
+}
+
+impl Error {
+    /// Adds how to go on with the run in folder `run`, if nothing is wrong but the disk.
+    pub(crate) fn in_run(self, run: &std::path::Path) -> Self {
+        match self {
+            Self::Checkpoint(_) | Self::Metrics(_) | Self::Write(_) | Self::RunDir(_) => {
+                Self::BrokenOff { run: run.into(), source: Box::new(self) }
+            }
+            other => other,
+        }
+    }
 }
 
 fn some(names: &[String]) -> String {

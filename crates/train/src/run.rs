@@ -114,6 +114,8 @@ struct Parts {
     identity: Identity,
     /// Demonstrations to learn from and held out, of the `[sft]` stage.
     demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
+    /// What a person should know about them.
+    notes: Vec<String>,
 }
 
 impl Parts {
@@ -123,14 +125,30 @@ impl Parts {
         if let (Some(rl), Some(world)) = (&config.rl, &world) {
             Rl::new(world, rl, config.run.seed)?; // refuses unusable settings now
         }
+        let mut notes = Vec::new();
         let demos = match &config.sft {
-            Some(sft) => supervised::demonstrations(config, sft, world.as_ref())?,
+            Some(sft) => supervised::demonstrations(config, sft, world.as_ref(), &mut notes)?,
             None => Default::default(),
         };
         let stats = if dataset { proprio_of(&demos.0)? } else { world::tabletop_proprio() };
         let policy = world::policy(config, stats)?;
+        if config.sft.is_some() {
+            let cameras = cameras(world.as_ref(), &demos.0);
+            for episodes in [&demos.0, &demos.1].into_iter().take(if demos.1.is_empty() { 1 } else { 2 }) {
+                DecisionSet::check(episodes, &cameras, &policy)
+                    .map_err(|e| Error::Setting { section: "sft.demos", source: Box::new(e) })?;
+            }
+        }
         let identity = world::identity(config, &policy);
-        Ok(Self { world, policy, identity, demos })
+        Ok(Self { world, policy, identity, demos, notes })
+    }
+}
+
+/// What the policy looks through: the world's cameras, else those of the demonstrations.
+fn cameras(world: Option<&Tabletop>, episodes: &[efference_data::Episode]) -> Vec<String> {
+    match world {
+        Some(world) => world.cameras.clone(),
+        None => episodes.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
     }
 }
 
@@ -189,7 +207,8 @@ impl<'r> Run<'r> {
         let events = EventFile::create(&dir.events_file(), &past)?;
         let album = Album::open(&dir, &config, state.step > 0, reporter);
         let earlier_secs = state.numbers.get(ELAPSED).copied().unwrap_or(0.0);
-        let Parts { world, policy, identity, demos } = parts;
+        let Parts { world, policy, identity, demos, notes } = parts;
+        notes.into_iter().for_each(|note| reporter.note(note));
         dir.write_config(&config)?;
         Ok(Self {
             dir,
@@ -217,7 +236,7 @@ impl<'r> Run<'r> {
         let finished = matches!(result, Ok(End::Done));
         let summary = self.summary(finished);
         let closing = self.close(&summary);
-        result?;
+        result.map_err(|error| error.in_run(self.dir.root()))?;
         closing?;
         Ok(summary)
     }
@@ -272,10 +291,7 @@ impl<'r> Run<'r> {
     }
 
     fn sft(&mut self, config: &SftConfig) -> Result<End> {
-        let cameras: Vec<String> = match &self.world {
-            Some(world) => world.cameras.clone(),
-            None => self.demos.0.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
-        };
+        let cameras = cameras(self.world.as_ref(), &self.demos.0);
         let set = DecisionSet::new(&self.demos.0, &cameras, &self.policy)?;
         let held_out = match self.demos.1.as_slice() {
             [] => None,

@@ -28,21 +28,26 @@ pub enum RunDirError {
     Write(#[from] atomic::Error),
     /// The folder holds something already.
     #[error(
-        "`{}` exists and is not empty; continue it with `--resume {}`, or choose another `run.name`",
-        path.display(), path.display()
+        "`{}` exists and is not empty\n  hint: continue it with `--resume {}`, number the new one with `--suffix`, or \
+         choose another `run.name`", path.display(), path.display()
     )]
     NotEmpty {
         /// The run folder.
         path: PathBuf,
     },
     /// The folder to resume is not a run.
-    #[error("`{}` is not a run folder: it has no `config.toml`", path.display())]
+    #[error(
+        "`{}` is not a run folder: {}\n  hint: give the folder that holds the run's config.toml and checkpoints", path.display(),
+        if path.exists() { "it has no `config.toml`" } else { "nothing is there" }
+    )]
     NotARun {
         /// What was given.
         path: PathBuf,
     },
     /// Another process writes to this run.
-    #[error("`{}` is in use by another process; wait for it to end, or train under another `run.name`", path.display())]
+    #[error(
+        "`{}` is in use by another process\n  hint: wait for it to end, or train under another `run.name`", path.display()
+    )]
     InUse {
         /// The run folder.
         path: PathBuf,
@@ -84,7 +89,10 @@ impl RunDir {
                 (Err(RunDirError::NotEmpty { .. } | RunDirError::InUse { .. }), Taken::Suffix) => {}
                 (Err(error), _) => return Err(error),
                 (Ok(run), _) => {
-                    run.write_config(config)?;
+                    run.write_config(config).inspect_err(|_| {
+                        // A folder without a configuration is no run; the first error is the one to report.
+                        let _ = fs::remove_dir_all(run.root());
+                    })?;
                     return Ok(run);
                 }
             }

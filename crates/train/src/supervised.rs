@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::config::{SftConfig, TrainConfig};
 use crate::decisions::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optimise::Optimiser;
 use crate::report::Values;
 use crate::world::Tabletop;
@@ -110,7 +110,7 @@ impl PlayScenes {
     }
 }
 
-/// The demonstrations of `[sft]`, those to learn from and those held out.
+/// The demonstrations of `[sft]`, those to learn from and those held out; `skipped` gets a line for each that is damaged.
 ///
 /// # Errors
 /// A store that cannot be read; the simulator refused.
@@ -118,11 +118,16 @@ pub fn demonstrations(
     config: &TrainConfig,
     sft: &SftConfig,
     world: Option<&Tabletop>,
+    skipped: &mut Vec<String>,
 ) -> Result<(Vec<Episode>, Vec<Episode>)> {
     let mut episodes = match world {
         Some(world) if sft.demos == "expert" => experts(config.run.seed, sft.demos_per_task, world)?,
         _ => {
-            let (episodes, _) = EpisodeStore::open(&sft.demos)?.load_all(OnCorrupt::Error)?;
+            let skip = sft.skip_damaged == Some(true);
+            let on_corrupt = if skip { OnCorrupt::Skip } else { OnCorrupt::Error };
+            let load = || EpisodeStore::open(&sft.demos)?.load_all(on_corrupt);
+            let (episodes, damaged) = load().map_err(unusable)?;
+            skipped.extend(damaged.iter().map(|e| format!("skipped: {e}")));
             first_of_each_task(
                 episodes,
                 if sft.demos_per_task == 0 { 0 } else { sft.demos_per_task + sft.holdout },
@@ -131,6 +136,15 @@ pub fn demonstrations(
     };
     let held_out = if sft.holdout == 0 { Vec::new() } else { last_of_each_task(&mut episodes, sft.holdout) };
     Ok((episodes, held_out))
+}
+
+fn unusable(error: efference_data::Error) -> Error {
+    let source = if error.is_corrupt_episode() {
+        format!("{error}\n  hint: `sft.skip_damaged = true` passes over damaged episodes").into()
+    } else {
+        Box::new(error).into()
+    };
+    Error::Setting { section: "sft.demos", source }
 }
 
 fn experts(seed: u64, per_task: usize, world: &Tabletop) -> Result<Vec<Episode>> {

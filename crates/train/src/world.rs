@@ -68,15 +68,20 @@ impl EnvSource for Tabletop {
     }
 }
 
+/// The network shape of this name, one of those that `[model] preset` may have.
+pub(crate) fn preset(name: &str) -> VlaConfig {
+    match name {
+        "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
+        _ => VlaConfig::quickstart(),
+    }
+}
+
 /// The network's shape: the preset with the single fields of `[model.shape]` and the image size of `[env]`.
 ///
 /// # Errors
 /// [`Error::Setting`] for a field that does not exist, has another type, or makes no network.
 pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
-    let preset = match config.model.preset.as_str() {
-        "openvla_oft_7b" => VlaConfig::openvla_oft_7b(),
-        _ => VlaConfig::quickstart(),
-    };
+    let preset = preset(&config.model.preset);
     let refuse =
         |source: Box<dyn std::error::Error + Send + Sync>| Error::Setting { section: "model.shape", source };
     let mut table = toml::Table::try_from(&preset).map_err(|e| refuse(Box::new(e)))?;
@@ -108,6 +113,27 @@ pub fn tabletop_proprio() -> Quantiles {
     range
 }
 
+/// Refuses a network that this machine cannot hold, before the system ends the program for it.
+fn check_memory(shape: &VlaConfig) -> Result<()> {
+    const BYTES: f64 = 16.0; // weight, gradient, two moments; f32 each
+    const GIB: f64 = (1u64 << 30) as f64;
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
+    let Some(total) = total.and_then(|kib| kib.trim().parse::<f64>().ok()).map(|kib| kib * 1024.0) else {
+        return Ok(()); // another system: it will say so itself
+    };
+    let needed = shape.param_count() as f64 * BYTES;
+    if needed <= total {
+        return Ok(());
+    }
+    let why = format!(
+        "training this network takes at least {:.1} GiB, this machine has {:.1}\n  hint: choose a smaller preset or shape",
+        needed / GIB,
+        total / GIB
+    );
+    Err(Error::Setting { section: "model", source: why.into() })
+}
+
 /// The policy of a configuration with initial weights, or those of `[model] init_from`.
 ///
 /// # Errors
@@ -115,17 +141,21 @@ pub fn tabletop_proprio() -> Quantiles {
 pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolicy> {
     let tokenizer = Tokenizer::built_in()?;
     let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
-    let net = Vla::new(&mut params, &vla_config(config)?, tokenizer.special())?;
+    let shape = vla_config(config)?;
+    check_memory(&shape)?;
+    let net = Vla::new(&mut params, &shape, tokenizer.special())?;
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
-    match config.model.init_from.as_deref() {
-        None => {}
-        Some(BUILT_IN_WEIGHTS) => policy.params.load_bytes(Path::new(BUILT_IN_WEIGHTS), TABLETOP_PLAY)?,
-        Some(path) => {
-            let path = Path::new(path);
-            load(&policy, path, &checkpoint::load_weights(path)?)?;
+    let loaded = match config.model.init_from.as_deref() {
+        None => Ok(()),
+        Some(BUILT_IN_WEIGHTS) => {
+            policy.params.load_bytes(Path::new(BUILT_IN_WEIGHTS), TABLETOP_PLAY).map_err(Error::from)
         }
-    }
+        Some(path) => checkpoint::load_weights(Path::new(path))
+            .map_err(Error::from)
+            .and_then(|weights| load(&policy, Path::new(path), &weights)),
+    };
+    loaded.map_err(|e| Error::Setting { section: "model.init_from", source: Box::new(e) })?;
     Ok(policy)
 }
 

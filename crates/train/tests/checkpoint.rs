@@ -147,7 +147,7 @@ fn every_damage_is_named() {
     });
     assert!(matches!(newer, CheckpointError::Format { got: 7, .. }), "{newer}");
     fs::remove_file(path.join("optimizer.safetensors")).unwrap();
-    assert!(matches!(Checkpoint::load(&path), Err(CheckpointError::Missing { .. })));
+    assert!(matches!(Checkpoint::load(&path), Err(CheckpointError::Corrupt { .. })));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
+use efference_envs::tabletop::Task;
 use efference_train::config::{EnvConfig, EvalConfig};
 use efference_train::evaluate::EvalTable;
 use efference_train::report::{Event, Reporter};
@@ -22,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CHECKPOINT")]
     policy: PathBuf,
     /// Only this task; may be given several times
-    #[arg(long = "task", value_name = "ID")]
+    #[arg(long = "task", value_name = "ID", value_parser = PossibleValuesParser::new(Task::ids()))]
     tasks: Vec<String>,
     /// Episodes per task: the first N evaluation states
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]

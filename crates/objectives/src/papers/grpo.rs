@@ -65,12 +65,15 @@ impl Default for Grpo {
 impl Grpo {
     /// The composition.
     pub fn recipe(&self) -> Objective {
-        let dual_clip = (self.dual_clip > 0.0).then_some(self.dual_clip);
-        let ratio = ClippedRatio { clip_low: self.clip_low, clip_high: self.clip_high, dual_clip };
         Objective {
             kl: (self.kl_coef > 0.0).then_some((self.kl, self.kl_coef)),
             entropy_coef: self.entropy_coef,
-            ..Objective::new(ratio, self.aggregation)
+            ..Objective::new(self.ratio(), self.aggregation)
         }
+    }
+
+    pub(crate) fn ratio(&self) -> ClippedRatio {
+        let dual_clip = (self.dual_clip > 0.0).then_some(self.dual_clip);
+        ClippedRatio { clip_low: self.clip_low, clip_high: self.clip_high, dual_clip }
     }
 }

@@ -69,7 +69,7 @@ impl ClippedRatio {
         Ok(ClipOutcome { per_token, clipped, dual_clipped, neg_log_ratio: d.detach().neg()? })
     }
 
-    fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let wrong = |name, got, expected| Err(Error::Setting { name, got, expected });
         if !(0.0..=1.0).contains(&self.clip_low) {
             return wrong("clip_low", self.clip_low, "0 to 1");

@@ -4,6 +4,7 @@
 
 mod error;
 mod names;
+mod open;
 mod resolve;
 mod sections;
 mod settings;
@@ -64,6 +65,7 @@ impl TrainConfig {
             rl.mini_batch = rl.mini_batch.min(rl.prompts * rl.group);
         }
         config.cross_check(&source, &mut problems);
+        open::check(&config, &source, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
     }
 
@@ -86,6 +88,18 @@ impl TrainConfig {
                 format!("\"{task}\" is listed twice"),
                 "list each task once",
             ));
+        }
+        if self.env.suite == crate::world::DATASET_SUITE {
+            let suite = format!("env.suite = \"{}\" has no simulator", self.env.suite);
+            let stages = [("pretrain", self.pretrain.is_some()), ("rl", self.rl.is_some())];
+            for (stage, _) in stages.into_iter().filter(|(_, present)| *present) {
+                let help = format!("remove [{stage}], or choose another suite");
+                problems.push(source.problem(stage, &*suite, help));
+            }
+            if self.sft.as_ref().is_some_and(|sft| sft.demos == "expert") {
+                let help = "give the folder of stored demonstrations";
+                problems.push(source.problem("sft.demos", &*suite, help));
+            }
         }
         if let Some(rl) = &self.rl {
             let trajectories = rl.prompts * rl.group;
@@ -127,6 +141,27 @@ impl TrainConfig {
     }
 }
 
+/// A space at which [`wrapped`] does not break.
+const GLUE: &str = "\u{a0}";
+
+/// Breaks a description of [`settings_table`] so that its lines stand below each other in 100 columns.
+fn wrapped(text: &str) -> String {
+    const COLUMN: usize = 42;
+    const WIDTH: usize = 99 - COLUMN;
+    let mut lines = vec![String::new()];
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.into()),
+        }
+    }
+    lines.join(&format!("\n{:COLUMN$}", "")).replace(GLUE, " ")
+}
+
 /// The table of settings, section by section, as `efference train --help` prints it.
 pub fn settings_table() -> String {
     let mut out = String::new();
@@ -139,14 +174,15 @@ pub fn settings_table() -> String {
         for field in rows {
             let default = if field.default.is_empty() { "{}" } else { &field.default };
             let note = match field.check {
-                Some(Check::In(range)) => format!(" ({range})"),
+                Some(Check::In(range)) => format!(" ({range})").replace(' ', GLUE).replacen(GLUE, " ", 1),
                 Some(Check::OneOf(words) | Check::EachOf(words)) if !words().is_empty() => {
                     format!(" ({})", words().join(", "))
                 }
                 _ => String::new(),
             };
             let doc = field.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            out.push_str(&format!("  {:<22} {default:<16} {}{note}\n", field.name, doc.trim()));
+            let text = wrapped(&format!("{}{note}", doc.trim()));
+            out.push_str(&format!("  {:<22} {default:<16} {text}\n", field.name));
         }
         for field in fields.iter().rev() {
             if let Kind::Table(inner) = field.kind {

@@ -92,7 +92,8 @@ impl Source {
                     let known: Vec<String> = fields.iter().map(|f| joined(path, f.name)).collect();
                     let what =
                         if path.is_empty() && value.is_table() { "unknown section" } else { "unknown key" };
-                    out.push(self.problem(&here, what, suggest_key(key, path, &known)));
+                    let elsewhere = all_paths(&super::fields(), "");
+                    out.push(self.problem(&here, what, suggest_key(key, path, &known, &elsewhere)));
                 }
             }
         }
@@ -140,6 +141,59 @@ impl Source {
             out.push(self.problem(here, format!("there is no \"{word}\""), suggest_word(word, &words)));
         }
     }
+
+    /// Unknown keys and wrong types of the section at `path` against `reference`, the same section filled with defaults.
+    /// What a text may be only its owner knows.
+    pub(super) fn check_like(&self, table: &Table, reference: &Table, path: &str, out: &mut Vec<Problem>) {
+        let elsewhere = keys_below(reference, path);
+        self.check_below(table, reference, path, &elsewhere, out);
+    }
+
+    fn check_below(
+        &self,
+        table: &Table,
+        reference: &Table,
+        path: &str,
+        elsewhere: &[String],
+        out: &mut Vec<Problem>,
+    ) {
+        for (key, value) in table {
+            let here = joined(path, key);
+            let Some(model) = reference.get(key) else {
+                let known: Vec<String> = reference.keys().map(|k| joined(path, k)).collect();
+                out.push(self.problem(&here, "unknown key", suggest_key(key, path, &known, elsewhere)));
+                continue;
+            };
+            match (value, model) {
+                (Value::Table(inner), Value::Table(model)) => {
+                    self.check_below(inner, model, &here, elsewhere, out);
+                }
+                (Value::Integer(n), Value::Integer(_)) if *n < 0 => {
+                    out.push(self.problem(&here, format!("{n} is out of range"), "allowed: 0 or more"));
+                }
+                (Value::Integer(_), Value::Float(_)) => {}
+                (a, b) if a.same_type(b) => {}
+                (a, b) => {
+                    let what = format!("expected {}, got {}", type_words(b), got(a));
+                    let example = format!("for example: {key} = {}", flat(b));
+                    out.push(self.problem(&here, what, if b.is_table() { String::new() } else { example }));
+                }
+            }
+        }
+    }
+}
+
+/// Dotted paths of every key of `table`, which stands at `path`.
+fn keys_below(table: &Table, path: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for (key, value) in table {
+        let here = joined(path, key);
+        if let Value::Table(inner) = value {
+            out.extend(keys_below(inner, &here));
+        }
+        out.push(here);
+    }
+    out
 }
 
 fn syntax(error: &toml::de::Error, place: Place) -> ConfigError {
@@ -249,8 +303,8 @@ fn example(field: &Field) -> String {
     }
 }
 
-/// Help for an unknown key: the nearest key of the same section, else the key of that name elsewhere.
-fn suggest_key(key: &str, path: &str, known: &[String]) -> String {
+/// Help for an unknown key: the nearest key of the same section, else the key of that name `elsewhere`.
+fn suggest_key(key: &str, path: &str, known: &[String], elsewhere: &[String]) -> String {
     let name = |full: &str| full.rsplit('.').next().unwrap_or(full).to_string();
     let mut best: Option<(usize, &str)> = None;
     for full in known {
@@ -264,7 +318,7 @@ fn suggest_key(key: &str, path: &str, known: &[String]) -> String {
     {
         return format!("did you mean `{full}`?");
     }
-    if let Some(full) = all_paths(&super::fields(), "").iter().find(|full| name(full) == key) {
+    if let Some(full) = elsewhere.iter().find(|full| name(full) == key) {
         return format!("`{full}` exists; did you mean that one?");
     }
     let names: Vec<String> = known.iter().map(|full| name(full)).collect();

@@ -85,6 +85,8 @@ settings! {
         pub demos: String = "expert".into();
         /// Demonstrations per task; 0 takes all of a stored set.
         pub demos_per_task: usize = 1, MAYBE;
+        /// `true` passes over damaged episodes of a stored set and says which; otherwise they are an error.
+        pub skip_damaged: Option<bool> = None;
         /// Demonstrations per task, the last ones of a stored set, that are kept out and scored after the stage.
         pub holdout: usize = 0, MAYBE;
         /// Optimiser steps.

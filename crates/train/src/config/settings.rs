@@ -38,7 +38,8 @@ impl Range {
 
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.above, self.max.is_finite()) {
+        // An end that only the machine's integers set is none for a person.
+        match (self.above, self.max < i64::MAX as f64) {
             (true, false) => write!(f, "greater than {}", self.min),
             (false, false) => write!(f, "{} or more", self.min),
             (true, true) => write!(f, "greater than {}, at most {}", self.min, self.max),

@@ -53,7 +53,7 @@ fn overrides_win_in_order_and_need_no_shell_quotes() {
 
 #[test]
 fn what_is_written_is_read_back_equal() {
-    let c = resolve(SMALL, &["rl.objective.eps_high=0.28", "rl.minutes=2.5", "sft.lr=3e-4"]).unwrap();
+    let c = resolve(SMALL, &["rl.objective.clip_high=0.28", "rl.minutes=2.5", "sft.lr=3e-4"]).unwrap();
     let again = resolve(&c.to_toml().unwrap(), &[]).unwrap();
     assert_eq!(c, again);
 }
@@ -132,4 +132,6 @@ fn the_table_of_settings_shows_every_section() {
         assert!(table.contains(section), "{section}");
     }
     assert!(table.contains("temperature            1.6"));
+    let longest = table.lines().max_by_key(|line| line.chars().count()).unwrap();
+    assert!(longest.chars().count() < 100, "{longest}");
 }
