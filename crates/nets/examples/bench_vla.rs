@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let bins = vec![vec![128u32; config.action_tokens()]; rows];
             let bins: Vec<&[u32]> = bins.iter().map(Vec::as_slice).collect();
             let secs = best(|| {
-                let loss = action_nll(&net.forward(&look)?, &bins, 0.0)?.mean_all()?;
+                let loss = action_nll(&net.forward(&look)?, &bins, &[0.0])?.mean_all()?;
                 loss.backward()?;
                 Ok(())
             })?;

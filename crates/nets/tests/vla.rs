@@ -259,7 +259,7 @@ fn it_learns_what_depends_on_image_and_instruction() {
     let look = input(&config, &[51, 52, 53, 54]);
     let bins: Vec<Vec<u32>> = (0..4u32).map(|r| (0..14).map(|i| (37 * i + 61 * r) % 256).collect()).collect();
     let rows: Vec<&[u32]> = bins.iter().map(Vec::as_slice).collect();
-    let loss = || action_nll(&net.forward(&look).unwrap(), &rows, 0.0).unwrap().mean_all().unwrap();
+    let loss = || action_nll(&net.forward(&look).unwrap(), &rows, &[0.0]).unwrap().mean_all().unwrap();
     let first = loss().to_scalar::<f32>().unwrap();
     assert!((first - 256f32.ln()).abs() < 0.3, "starts near uniform: {first}");
     // Plain Adam, written out, so that this test needs nothing else.

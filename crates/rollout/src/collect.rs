@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use efference_envs::Env;
+use efference_nets::Sampling;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -29,8 +30,8 @@ pub trait EnvSource: Sync {
 /// How to run episodes.
 #[derive(Clone, Debug)]
 pub struct CollectOptions {
-    /// Sampling temperature of the action tokens; 0 takes the most likely bin.
-    pub temperature: f64,
+    /// How action tokens are drawn.
+    pub sampling: Sampling,
     /// Environments that run at the same time. Changes memory and speed, never a result.
     pub slots: usize,
     /// Keep the state before every control step, so that frames can be drawn afterwards.
@@ -115,7 +116,7 @@ impl<'s> Collector<'s> {
             let (rows, looks): (Vec<usize>, Vec<Look>) =
                 looks.into_iter().enumerate().filter_map(|(i, look)| Some((i, look?))).unzip();
             let seeds: Vec<u64> = rows.iter().map(|&i| self.slots[i].query_seed()).collect();
-            let choices = policy.sample(&looks, options.temperature, &seeds)?;
+            let choices = policy.sample(&looks, options.sampling, &seeds)?;
             let mut chosen: Vec<Option<Decision>> = (0..active).map(|_| None).collect();
             for ((row, look), choice) in rows.into_iter().zip(looks).zip(choices) {
                 chosen[row] = Some(Decision {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use efference_nets::{
-    Choice, ParamStore, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action, pixels_from_rgb,
+    Choice, ParamStore, Sampling, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action, pixels_from_rgb,
 };
 use efference_ops::TokenScores;
 
@@ -111,12 +111,17 @@ impl VlaPolicy {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn sample(&self, looks: &[Look], temperature: f64, seeds: &[u64]) -> Result<Vec<Choice>> {
+    pub fn sample(
+        &self,
+        looks: &[Look],
+        sampling: impl Into<Sampling>,
+        seeds: &[u64],
+    ) -> Result<Vec<Choice>> {
         if looks.is_empty() {
             return Ok(Vec::new());
         }
         let input = self.input(looks.iter().map(|l| (l.pixels.as_slice(), &l.proprio, &*l.prompt)))?;
-        Ok(self.net.sample(&input, temperature, seeds)?)
+        Ok(self.net.sample(&input, sampling, seeds)?)
     }
 
     /// Log-probabilities and entropies of what was chosen, both [D, K*A] and differentiable.

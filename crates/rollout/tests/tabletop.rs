@@ -59,7 +59,7 @@ fn run(
     threads: usize,
 ) -> Vec<Trajectory> {
     let source = tabletop();
-    let options = CollectOptions { temperature, slots, keep_snapshots: true };
+    let options = CollectOptions { sampling: temperature.into(), slots, keep_snapshots: true };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| Collector::new(&source).collect(policy, plans, &options, &mut |_| true)).unwrap()
 }

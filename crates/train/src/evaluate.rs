@@ -52,7 +52,7 @@ pub fn evaluate(
             });
         }
     }
-    let options = CollectOptions { temperature: config.temperature, slots: SLOTS, keep_snapshots };
+    let options = CollectOptions { sampling: config.temperature.into(), slots: SLOTS, keep_snapshots };
     let trajectories = Collector::new(world).collect(policy, &plans, &options, &mut |done| {
         on_finished(done);
         !stop.requested()

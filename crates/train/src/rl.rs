@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
-use efference_nets::{RandomConv, score_logits};
+use efference_nets::{Noise, RandomConv, Sampling, score_logits};
 use efference_objectives::advantage::group_norm;
 use efference_objectives::papers::srpo::progress_rewards;
 use efference_objectives::registry::Algorithm;
@@ -109,8 +109,9 @@ impl<'w> Rl<'w> {
         let start = Instant::now();
         let plans = self.plans(i);
         let srpo = matches!(self.algorithm, Algorithm::Srpo(_));
-        let options =
-            CollectOptions { temperature: self.config.temperature, slots: SLOTS, keep_snapshots: srpo };
+        let noise = if self.config.noise == "chunk" { Noise::Chunk } else { Noise::Token };
+        let sampling = Sampling { temperature: self.config.temperature, noise };
+        let options = CollectOptions { sampling, slots: SLOTS, keep_snapshots: srpo };
         let trajectories = self.collector.collect(policy, &plans, &options, &mut |_| !stop.requested())?;
         if trajectories.is_empty() {
             return Ok(None);

@@ -286,7 +286,7 @@ impl<'r> Run<'r> {
         let settings = OptimiserSettings::pretrain(config);
         self.supervised("pretrain", settings, config.steps, |run, step, optimiser| {
             let examples = play.draw(&run.policy, step * config.batch as u64, config.batch)?;
-            supervised::update(&run.policy, optimiser, &examples, config.label_smoothing_bins)
+            supervised::update(&run.policy, optimiser, &examples, &[config.label_smoothing_bins])
         })
     }
 
@@ -299,11 +299,12 @@ impl<'r> Run<'r> {
         };
         let settings = OptimiserSettings::sft(config);
         let seed = self.config.run.seed;
+        let smoothing = config.smoothing();
         let end = self.supervised("sft", settings, config.steps, |run, step, optimiser| {
             let seed = seed_for(seed, Purpose::DataOrder, &[step]);
             let examples = set.draw(config.batch, config.augment_shift_px, seed);
             let mut values =
-                supervised::update(&run.policy, optimiser, &examples, config.label_smoothing_bins)?;
+                supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
             let last = step + 1 == config.steps as u64;
             if let Some(held_out) = &held_out
                 && (last || (step + 1) % heldout::EVERY == 0)

@@ -24,7 +24,7 @@ pub fn update(
     policy: &VlaPolicy,
     optimiser: &mut Optimiser,
     examples: &[Example],
-    smoothing_bins: f64,
+    smoothing_bins: &[f64],
 ) -> Result<Values> {
     let loss = nll(policy, examples, smoothing_bins, false)?.mean_all()?;
     let mut grads = Grads::from_store(&loss.backward()?, policy.params.trainable())?;
@@ -44,7 +44,7 @@ pub fn update(
 pub fn token_nll(policy: &VlaPolicy, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
     let mut rows = Vec::with_capacity(examples.len());
     for part in examples.chunks(64) {
-        rows.extend(nll(policy, part, 0.0, true)?.to_vec2::<f32>()?);
+        rows.extend(nll(policy, part, &[0.0], true)?.to_vec2::<f32>()?);
     }
     Ok(rows)
 }
@@ -52,7 +52,7 @@ pub fn token_nll(policy: &VlaPolicy, examples: &[Example]) -> Result<Vec<Vec<f32
 fn nll(
     policy: &VlaPolicy,
     examples: &[Example],
-    smoothing_bins: f64,
+    smoothing_bins: &[f64],
     frozen: bool,
 ) -> Result<candle_core::Tensor> {
     let looks = examples.iter().map(|e| (e.look.pixels.as_slice(), &e.look.proprio, &*e.look.prompt));

@@ -33,3 +33,8 @@ pub(super) fn schedules() -> Vec<String> {
 pub(super) fn encoders() -> Vec<String> {
     owned(&["random_conv"])
 }
+
+/// Ways to draw action tokens.
+pub(super) fn noises() -> Vec<String> {
+    owned(&["token", "chunk"])
+}

@@ -105,6 +105,8 @@ settings! {
         pub max_grad_norm: f64 = 1.0, MAYBE;
         /// Standard deviation, in action bins, of the Gaussian that replaces the one-hot target; 0 is one-hot.
         pub label_smoothing_bins: f64 = 0.0, Check::In(Range::between(0.0, 64.0));
+        /// The same for rotation and gripper, where it should differ from that of translation.
+        pub turn_smoothing_bins: Option<f64> = None, Check::In(Range::between(0.0, 64.0));
         /// Largest random image shift in pixels, the same for all cameras of a sample; 0 turns it off.
         pub augment_shift_px: usize = 2, Check::In(Range::between(0.0, 64.0));
     }
@@ -137,6 +139,9 @@ settings! {
         pub group: usize = 8, Check::In(Range::between(2.0, 1024.0));
         /// Sampling temperature of the action tokens (SRPO: 1.6).
         pub temperature: f64 = 1.6, Check::In(Range { min: 0.0, max: 100.0, above: true });
+        /// What explores: `token` draws every action token for itself; `chunk` shares one random number per action
+        /// dimension over a chunk, so that it deviates in one direction instead of trembling.
+        pub noise: String = "token".into(), Check::OneOf(names::noises);
         /// Trajectories per optimiser step (SRPO: 32).
         pub mini_batch: usize = 32, COUNT;
         /// Policy decisions per backward pass; bounds memory and does not change the gradient.
@@ -223,5 +228,13 @@ settings! {
         pub checkpoint: CheckpointConfig = CheckpointConfig::default();
         /// What a person can look at afterwards.
         pub record: RecordConfig = RecordConfig::default();
+    }
+}
+
+impl SftConfig {
+    /// Smoothing of each action dimension, bins: three of translation, three of rotation, gripper.
+    pub fn smoothing(&self) -> [f64; 7] {
+        let (shift, turn) = (self.label_smoothing_bins, self.turn_smoothing_bins);
+        std::array::from_fn(|d| if d < 3 { shift } else { turn.unwrap_or(shift) })
     }
 }

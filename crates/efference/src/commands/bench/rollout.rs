@@ -185,7 +185,7 @@ impl Bench {
             .map(|look| Example { look: look.clone(), targets: targets.clone() })
             .collect();
         self.rate(|| {
-            supervised::update(&policy, &mut optimiser, &examples, sft.label_smoothing_bins)?;
+            supervised::update(&policy, &mut optimiser, &examples, &[sft.label_smoothing_bins])?;
             Ok(examples.len() * targets.len())
         })
     }
@@ -204,7 +204,7 @@ impl Bench {
                     group: i,
                 })
                 .collect();
-            let options = CollectOptions { temperature: 1.0, slots: SLOTS, keep_snapshots: false };
+            let options = CollectOptions { sampling: 1.0.into(), slots: SLOTS, keep_snapshots: false };
             let played =
                 collector.collect(&self.policy, &plans, &options, &mut |_| true).map_err(Error::from)?;
             steps += played.iter().map(|t| t.finish_steps).sum::<usize>();
