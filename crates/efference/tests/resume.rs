@@ -30,7 +30,7 @@ prompts = 2
 group = 3
 mini_batch = 6
 encoder.frames = 4
-objective.grpo.filter = { lower = 0.0, upper = 1.0 }
+objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
 [eval]
 episodes_per_task = 3
 [checkpoint]

@@ -51,6 +51,7 @@ pub struct Rl<'w> {
     objective: Objective,
     encoder: RandomConv,
     collector: Collector<'w>,
+    focus: Focus,
 }
 
 /// What the updates of an iteration have in common.
@@ -73,18 +74,39 @@ impl<'w> Rl<'w> {
         let objective = algorithm.grpo().recipe();
         let encoder = RandomConv::new(config.encoder.seed, config.encoder.frames);
         let collector = Collector::new(world);
-        Ok(Self { world, config: config.clone(), seed, algorithm, objective, encoder, collector })
+        let focus = Focus::new(world.tasks.len());
+        Ok(Self { world, config: config.clone(), seed, algorithm, objective, encoder, collector, focus })
     }
 
-    /// The rollouts of iteration `i`: tasks in turn, each prompt (task and initial state) `group` times.
+    /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let bits = |(task, rate): (&efference_envs::tabletop::Task, &f64)| (counter(task.id()), rate.to_bits());
+        self.world.tasks.iter().zip(&self.focus.rates).map(bits).collect()
+    }
+
+    /// Takes it over again.
+    pub fn restore(&mut self, counters: &BTreeMap<String, u64>) {
+        for (task, rate) in self.world.tasks.iter().zip(&mut self.focus.rates) {
+            if let Some(bits) = counters.get(&counter(task.id())) {
+                *rate = f64::from_bits(*bits);
+            }
+        }
+    }
+
+    /// The rollouts of iteration `i`: each prompt (task and initial state) `group` times.
     fn plans(&self, i: u64) -> Vec<EpisodePlan> {
         let tasks = &self.world.tasks;
         let prompts = self.config.prompts as u64;
-        (0..prompts)
-            .flat_map(|p| {
-                let task = tasks[((i * prompts + p) % tasks.len() as u64) as usize].id();
+        let order: Vec<usize> = if self.config.focus {
+            self.focus.share(self.config.prompts)
+        } else {
+            (0..prompts).map(|p| ((i * prompts + p) % tasks.len() as u64) as usize).collect()
+        };
+        (0..)
+            .zip(order)
+            .flat_map(|(p, task)| {
                 let env_seed = train_seed(seed_for(self.seed, Purpose::Prompts, &[i, p]));
-                (0..self.config.group as u64).map(move |g| (task, env_seed, p, g))
+                (0..self.config.group as u64).map(move |g| (tasks[task].id(), env_seed, p, g))
             })
             .map(|(task, env_seed, p, g)| EpisodePlan {
                 task: task.into(),
@@ -118,6 +140,12 @@ impl<'w> Rl<'w> {
         }
         let rollout_secs = start.elapsed().as_secs_f64();
         let scores = self.scores(i, &trajectories)?;
+        let tasks = task_scores(&trajectories);
+        for score in &tasks {
+            if let Some(at) = self.world.tasks.iter().position(|t| t.id() == score.task) {
+                self.focus.see(at, score.rate());
+            }
+        }
         let reward_secs = start.elapsed().as_secs_f64() - rollout_secs;
         let mut values = self.rollout_values(&trajectories, &scores);
         let trained_tokens = self.learn(i, policy, optimiser, &trajectories, &scores, &mut values)?;
@@ -134,7 +162,6 @@ impl<'w> Rl<'w> {
         ] {
             values.insert(name.into(), x);
         }
-        let tasks = task_scores(&trajectories);
         Ok(Some(Iteration { values, trajectories, scores, tasks }))
     }
 
@@ -388,6 +415,41 @@ impl Sums {
     }
 }
 
+fn counter(task: &str) -> String {
+    format!("rl/recent_success/{task}")
+}
+
+/// Recent success per task, and who gets how many prompts by it.
+struct Focus {
+    rates: Vec<f64>,
+}
+
+impl Focus {
+    /// Nothing has succeeded yet.
+    fn new(tasks: usize) -> Self {
+        Self { rates: vec![0.0; tasks] }
+    }
+
+    /// A moving average over about three iterations.
+    fn see(&mut self, task: usize, rate: f64) {
+        self.rates[task] += (rate - self.rates[task]) / 3.0;
+    }
+
+    /// Task of each of `prompts` prompts, in proportion to 1.15 - success: what always succeeds still gets a look now and
+    /// then. Largest remainders are rounded up.
+    fn share(&self, prompts: usize) -> Vec<usize> {
+        let weights: Vec<f64> = self.rates.iter().map(|rate| 1.15 - rate.clamp(0.0, 1.0)).collect();
+        let total: f64 = weights.iter().sum();
+        let exact: Vec<f64> = weights.iter().map(|w| w / total * prompts as f64).collect();
+        let mut counts: Vec<usize> = exact.iter().map(|x| x.floor() as usize).collect();
+        let mut order: Vec<usize> = (0..counts.len()).collect();
+        order.sort_by(|&a, &b| (exact[b].fract()).total_cmp(&exact[a].fract()).then(a.cmp(&b)));
+        let missing = prompts - counts.iter().sum::<usize>();
+        order.iter().take(missing).for_each(|&task| counts[task] += 1);
+        counts.iter().enumerate().flat_map(|(task, &n)| std::iter::repeat_n(task, n)).collect()
+    }
+}
+
 /// Success per task, in the order of first appearance.
 pub fn task_scores(trajectories: &[Trajectory]) -> Vec<TaskScore> {
     let mut scores: Vec<TaskScore> = Vec::new();
@@ -400,4 +462,23 @@ pub fn task_scores(trajectories: &[Trajectory]) -> Vec<TaskScore> {
         scores[at].successes += u64::from(t.success);
     }
     scores
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Focus;
+
+    #[test]
+    fn what_fails_gets_more_prompts_and_nothing_is_forgotten() {
+        let mut focus = Focus::new(3);
+        assert_eq!(focus.share(6), [0, 0, 1, 1, 2, 2]);
+        for _ in 0..30 {
+            focus.see(0, 1.0);
+            focus.see(1, 0.5);
+        }
+        let shares = focus.share(20);
+        let count = |task| shares.iter().filter(|t| **t == task).count();
+        assert_eq!([count(0), count(1), count(2)], [2, 7, 11]);
+        assert_eq!(focus.share(1).len(), 1);
+    }
 }

@@ -300,9 +300,18 @@ impl<'r> Run<'r> {
         let settings = OptimiserSettings::sft(config);
         let seed = self.config.run.seed;
         let smoothing = config.smoothing();
+        let play = match &self.world {
+            Some(world) if config.play_batch > 0 => {
+                Some(PlayScenes::new(world, self.policy.chunk(), usize::MAX, seed)?)
+            }
+            _ => None,
+        };
         let end = self.supervised("sft", settings, config.steps, |run, step, optimiser| {
             let seed = seed_for(seed, Purpose::DataOrder, &[step]);
-            let examples = set.draw(config.batch, config.augment_shift_px, seed);
+            let mut examples = set.draw(config.batch, config.augment_shift_px, seed);
+            if let Some(play) = &play {
+                examples.extend(play.draw(&run.policy, step * config.play_batch as u64, config.play_batch)?);
+            }
             let mut values =
                 supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
             let last = step + 1 == config.steps as u64;
@@ -365,6 +374,7 @@ impl<'r> Run<'r> {
             self.save(optimiser.state()?)?;
         }
         let mut rl = Rl::new(world, config, self.config.run.seed)?;
+        rl.restore(&self.state.counters);
         const CLOCK: &str = "rl/clock_secs";
         let before = self.state.numbers.get(CLOCK).copied().unwrap_or(0.0);
         let mut evaluating = 0.0;
@@ -401,6 +411,7 @@ impl<'r> Run<'r> {
             self.state.numbers.insert(CLOCK.into(), clock);
             let Iteration { mut values, trajectories, scores, .. } = iteration;
             values.insert("time/rl_secs".into(), clock);
+            self.state.counters.extend(rl.counters());
             self.advance("rl", values, &optimiser)?;
             let done = self.state.stage_step;
             self.album.iteration(world, &self.policy, done, &trajectories, &scores);

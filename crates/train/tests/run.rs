@@ -10,7 +10,8 @@ use efference_train::report::{Event, Recorded, Reporter, Silent, StopFlag};
 use efference_train::run::{self, Summary};
 use efference_train::run_dir::Taken;
 
-/// Two tasks, 16 control steps an episode, a network of some ten thousand weights.
+/// Two tasks, 16 control steps an episode, a network of some ten thousand weights. Nothing succeeds in so short a time, so
+/// an entropy bonus makes the RL updates move.
 const CONFIG: &str = r#"
 [run]
 name = "small"
@@ -39,13 +40,15 @@ warmup_steps = 2
 label_smoothing_bins = 2.0
 [rl]
 algorithm = "srpo"
+focus = true
+noise = "chunk"
 iterations = 3
 prompts = 3
 group = 3
 mini_batch = 4
 micro_batch = 5
 lr = 3e-3
-objective.grpo.filter = { lower = 0.0, upper = 1.0 }
+objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
 encoder.frames = 4
 [eval]
 episodes_per_task = 2
@@ -161,7 +164,7 @@ fn a_resumed_run_refuses_other_settings_and_a_finished_one_does_nothing() {
 fn grpo_and_srpo_play_the_same_first_rollouts() {
     let dir = tempfile::tempdir().unwrap();
     let first = |name: &str, algorithm: &str| {
-        let sets = [name, algorithm, "rl.objective={}", "rl.iterations=1", "eval.episodes_per_task=0"];
+        let sets = [name, algorithm, "rl.objective={}", "rl.iterations=1", "rl.focus=false", "eval.episodes_per_task=0"];
         let run = start(&config(dir.path(), &sets), &Silent, &StopFlag::new()).run;
         let rl = metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().find(|r| r.stage == "rl");
         let values = rl.unwrap().values;
@@ -170,4 +173,23 @@ fn grpo_and_srpo_play_the_same_first_rollouts() {
     let (grpo, srpo) = (first("run.name=g", "rl.algorithm=grpo"), first("run.name=s", "rl.algorithm=srpo"));
     assert_eq!((grpo.0, grpo.1), (srpo.0, srpo.1));
     assert!(!grpo.2 && srpo.2);
+}
+
+#[test]
+fn micro_batches_add_up_to_the_mini_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |name: &str, micro: &str| {
+        let sets = [name, micro, "rl.mini_batch=9", "rl.iterations=1", "eval.episodes_per_task=0"];
+        let run = start(&config(dir.path(), &sets), &Silent, &StopFlag::new()).run;
+        let rl = metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().find(|r| r.stage == "rl");
+        let values = rl.unwrap().values;
+        assert_eq!(values["updates"], 1.0);
+        assert_eq!(values["max_ratio_gap"], 0.0, "the ratio is exactly 1 before the first update");
+        ["loss", "grad_norm", "entropy"].map(|name| values[name])
+    };
+    let (one, many) = (first("run.name=one", "rl.micro_batch=999"), first("run.name=many", "rl.micro_batch=1"));
+    for (a, b) in one.iter().zip(&many) {
+        assert!((a - b).abs() <= 1e-5 * a.abs().max(1e-2), "{one:?} {many:?}");
+    }
+    assert!(one[1] > 0.0, "{one:?}");
 }

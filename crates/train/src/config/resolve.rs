@@ -54,7 +54,12 @@ impl Source {
             }
             table = entry.as_table_mut().ok_or_else(bad)?;
         }
-        table.insert((*last).to_string(), value);
+        // `none` takes an optional stage or limit away; what is not optional refuses it as a wrong type.
+        if raw == "none" && find(fields, &keys).is_some_and(|f| f.optional) {
+            table.remove(*last);
+        } else {
+            table.insert((*last).to_string(), value);
+        }
         self.places.insert(keys.join("."), Place::Set(text.into()));
         Ok(())
     }

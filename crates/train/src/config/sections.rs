@@ -93,6 +93,8 @@ settings! {
         pub steps: usize = 600, COUNT;
         /// Decisions (image, instruction, chunk) per step.
         pub batch: usize = 32, COUNT;
+        /// Play scenes added to each step, so that cloning few demonstrations does not wash out what play has taught.
+        pub play_batch: usize = 0, MAYBE;
         /// Peak learning rate.
         pub lr: f64 = 1e-3, RATE;
         /// Decoupled weight decay (AdamW), on matrices only.
@@ -135,6 +137,8 @@ settings! {
         pub iterations: usize = 60, COUNT;
         /// Initial states per iteration (64 in SRPO, sec. 3.8).
         pub prompts: usize = 12, COUNT;
+        /// Share prompts among tasks by how often they still fail, instead of evenly.
+        pub focus: bool = false;
         /// Rollouts from each initial state (SRPO: 8).
         pub group: usize = 8, Check::In(Range::between(2.0, 1024.0));
         /// Sampling temperature of the action tokens (SRPO: 1.6).

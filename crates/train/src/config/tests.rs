@@ -135,3 +135,14 @@ fn the_table_of_settings_shows_every_section() {
     let longest = table.lines().max_by_key(|line| line.chars().count()).unwrap();
     assert!(longest.chars().count() < 100, "{longest}");
 }
+
+#[test]
+fn none_takes_an_optional_setting_or_stage_away() {
+    let load = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        TrainConfig::from_text(std::path::Path::new("x.toml"), "[sft]\n[rl]\nminutes = 3\n", &sets)
+    };
+    let config = load(&["rl.minutes=none", "sft=none"]).unwrap();
+    assert!(config.sft.is_none() && config.rl.unwrap().minutes.is_none());
+    assert!(load(&["rl.lr=none"]).unwrap_err().to_string().contains("rl.lr"));
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Makes the runs of docs/results/srpo_vs_grpo.md: three seeds each of GRPO, SRPO, and SRPO whose embeddings belong to the
+# wrong episodes. All start from one policy and see the same initial states. About 30 minutes on 2 quiet cores.
+# Usage: docs/results/srpo_vs_grpo.sh [FOLDER]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-runs/srpo_vs_grpo}
+efference() { cargo run --quiet --release -p efference -- "$@"; }
+train() { efference train --quiet "$@" --set run.out="$out" --set record.rerun=false --set record.episodes_per_eval=0; }
+
+[ -d "$out/sft" ] || train configs/tabletop_srpo.toml --set run.name=sft --set rl=none --set eval.episodes_per_task=0
+for seed in 0 1 2; do
+  common=(--set sft=none --set model.init_from="$out/sft" --set run.seed=$seed)
+  [ -d "$out/grpo-s$seed" ] || train configs/tabletop_grpo.toml "${common[@]}" --set run.name=grpo-s$seed
+  [ -d "$out/srpo-s$seed" ] || train configs/tabletop_srpo.toml "${common[@]}" --set run.name=srpo-s$seed
+  [ -d "$out/shuffled-s$seed" ] ||
+    train configs/tabletop_srpo.toml "${common[@]}" --set run.name=shuffled-s$seed --set rl.encoder.shuffled=true
+done
+efference compare "$out"/{grpo,srpo,shuffled}-s?
