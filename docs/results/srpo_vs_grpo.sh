@@ -5,10 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-runs/srpo_vs_grpo}
-efference() { cargo run --quiet --release -p efference -- "$@"; }
-train() { efference train --quiet "$@" --set run.out="$out" --set record.rerun=false --set record.episodes_per_eval=0; }
+[ -n "${EFFERENCE:-}" ] || cargo build --quiet --release -p efference
+efference() { "${EFFERENCE:-target/release/efference}" "$@"; }
+train() { efference train --quiet "$@" --set run.out="$out" --set record.rerun=false --set record.episodes_per_eval=0 --set eval.episodes_per_task=25; }
 
-[ -d "$out/sft" ] || train configs/tabletop_srpo.toml --set run.name=sft --set rl=none --set eval.episodes_per_task=0
+[ -d "$out/sft" ] || train configs/tabletop_srpo.toml --set run.name=sft --set rl=none
 for seed in 0 1 2; do
   common=(--set sft=none --set model.init_from="$out/sft" --set run.seed=$seed)
   [ -d "$out/grpo-s$seed" ] || train configs/tabletop_grpo.toml "${common[@]}" --set run.name=grpo-s$seed
