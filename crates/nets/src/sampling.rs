@@ -161,7 +161,10 @@ mod tests {
         for i in 0..3u32 {
             let p = f64::from(i).exp() / z;
             let count = bins.iter().filter(|row| row[0] == i).count() as f64 / rows as f64;
-            assert!((count - p).abs() < 5.0 * (p * (1.0 - p) / rows as f64).sqrt(), "{i}: {count} against {p}");
+            assert!(
+                (count - p).abs() < 5.0 * (p * (1.0 - p) / rows as f64).sqrt(),
+                "{i}: {count} against {p}"
+            );
         }
         // With three dimensions nothing is shared, and the draw is that of independent tokens.
         let alone = sample_bins(&logits(rows), 1.0.into(), 3, &seeds).unwrap();

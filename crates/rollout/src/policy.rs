@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use efference_nets::{
-    Choice, ParamStore, Sampling, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action, pixels_from_rgb,
+    Choice, ParamStore, Quantiles, Sampling, Tokenizer, Vla, VlaInput, decode_action, encode_action,
+    pixels_from_rgb,
 };
 use efference_ops::TokenScores;
 

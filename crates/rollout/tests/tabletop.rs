@@ -131,7 +131,7 @@ fn greedy_ignores_the_seed_and_chunks_round_trip() {
 #[test]
 fn an_unknown_task_is_an_error_and_a_stop_is_none() {
     let (policy, source) = (policy(1), tabletop());
-    let options = CollectOptions { temperature: 1.6, slots: 2, keep_snapshots: false };
+    let options = CollectOptions { sampling: 1.6.into(), slots: 2, keep_snapshots: false };
     let mut bad = plans();
     bad[1].task = "pick_red_cub".into();
     let error = Collector::new(&source).collect(&policy, &bad, &options, &mut |_| true).unwrap_err();

@@ -59,7 +59,8 @@ impl<'r> Album<'r> {
         let Record { step, stage, values } = record;
         let named: Vec<(String, f64)> = values
             .iter()
-            .filter(|(name, _)| !name.starts_with("time/"))
+            // Twelve curves of a few rollouts each would hide the mean; they are in metrics.jsonl.
+            .filter(|(name, _)| !name.starts_with("time/") && !name.starts_with("success/"))
             .map(|(name, x)| (format!("{stage}/{name}"), *x))
             .collect();
         let named: Vec<(&str, f64)> = named.iter().map(|(name, x)| (name.as_str(), *x)).collect();

@@ -80,7 +80,8 @@ impl<'w> Rl<'w> {
 
     /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
     pub fn counters(&self) -> Vec<(String, u64)> {
-        let bits = |(task, rate): (&efference_envs::tabletop::Task, &f64)| (counter(task.id()), rate.to_bits());
+        let bits =
+            |(task, rate): (&efference_envs::tabletop::Task, &f64)| (counter(task.id()), rate.to_bits());
         self.world.tasks.iter().zip(&self.focus.rates).map(bits).collect()
     }
 

@@ -310,10 +310,13 @@ impl<'r> Run<'r> {
             let seed = seed_for(seed, Purpose::DataOrder, &[step]);
             let mut examples = set.draw(config.batch, config.augment_shift_px, seed);
             if let Some(play) = &play {
-                examples.extend(play.draw(&run.policy, step * config.play_batch as u64, config.play_batch)?);
+                examples.extend(play.draw(
+                    &run.policy,
+                    step * config.play_batch as u64,
+                    config.play_batch,
+                )?);
             }
-            let mut values =
-                supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
+            let mut values = supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
             let last = step + 1 == config.steps as u64;
             if let Some(held_out) = &held_out
                 && (last || (step + 1) % heldout::EVERY == 0)

@@ -41,7 +41,10 @@ fn a_weight_that_the_loss_does_not_reach_stops_the_run_and_is_named() {
         let mut entries = vec![("eye.weight", 1.0)];
         entries.extend(rest.map(|x| ("hand.weight", x)));
         let error = Optimiser::new(&store, settings()).unwrap().step(&mut grads(&entries)).unwrap_err();
-        assert!(matches!(&error, Error::Unreached { stage: "rl", names } if names == &["hand.weight"]), "{error}");
+        assert!(
+            matches!(&error, Error::Unreached { stage: "rl", names } if names == &["hand.weight"]),
+            "{error}"
+        );
         assert_eq!(weights(&store), before);
     }
 }

@@ -164,7 +164,14 @@ fn a_resumed_run_refuses_other_settings_and_a_finished_one_does_nothing() {
 fn grpo_and_srpo_play_the_same_first_rollouts() {
     let dir = tempfile::tempdir().unwrap();
     let first = |name: &str, algorithm: &str| {
-        let sets = [name, algorithm, "rl.objective={}", "rl.iterations=1", "rl.focus=false", "eval.episodes_per_task=0"];
+        let sets = [
+            name,
+            algorithm,
+            "rl.objective={}",
+            "rl.iterations=1",
+            "rl.focus=false",
+            "eval.episodes_per_task=0",
+        ];
         let run = start(&config(dir.path(), &sets), &Silent, &StopFlag::new()).run;
         let rl = metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().find(|r| r.stage == "rl");
         let values = rl.unwrap().values;
@@ -187,7 +194,8 @@ fn micro_batches_add_up_to_the_mini_batch() {
         assert_eq!(values["max_ratio_gap"], 0.0, "the ratio is exactly 1 before the first update");
         ["loss", "grad_norm", "entropy"].map(|name| values[name])
     };
-    let (one, many) = (first("run.name=one", "rl.micro_batch=999"), first("run.name=many", "rl.micro_batch=1"));
+    let (one, many) =
+        (first("run.name=one", "rl.micro_batch=999"), first("run.name=many", "rl.micro_batch=1"));
     for (a, b) in one.iter().zip(&many) {
         assert!((a - b).abs() <= 1e-5 * a.abs().max(1e-2), "{one:?} {many:?}");
     }
