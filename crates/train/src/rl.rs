@@ -479,7 +479,7 @@ mod tests {
         }
         let shares = focus.share(20);
         let count = |task| shares.iter().filter(|t| **t == task).count();
-        assert_eq!([count(0), count(1), count(2)], [2, 7, 11]);
+        assert_eq!([count(0), count(1), count(2)], [1, 7, 12]);
         assert_eq!(focus.share(1).len(), 1);
     }
 }
