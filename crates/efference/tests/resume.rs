@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Small enough for a second or two: two tasks, episodes of 16 steps, a network of some ten thousand weights.
+/// Small enough for a second or two: two tasks, episodes of 40 steps, a network of some ten thousand weights.
 const CONFIG: &str = r#"
 [run]
 seed = 5
 [env]
 tasks = ["press_button", "open_drawer"]
 image_size = 32
-max_steps = 16
+max_steps = 40
 [model.shape]
 placeholders = "learned"
 text = { hidden_size = 32, num_hidden_layers = 2, intermediate_size = 48 }
@@ -25,7 +25,9 @@ batch = 4
 steps = 20
 batch = 4
 [rl]
-iterations = 8
+schedule = "cosine"
+warmup_steps = 2
+iterations = 6
 prompts = 2
 group = 3
 mini_batch = 6
@@ -34,7 +36,7 @@ objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
 [eval]
 episodes_per_task = 3
 [checkpoint]
-every = 1
+every = 2
 every_steps = 3
 [record]
 rerun = false

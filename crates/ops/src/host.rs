@@ -8,7 +8,7 @@
 /// - candle's element-wise loops run on the calling thread. Its own pool waits by spinning, which takes the cores away
 ///   from the threads that compute. Our operations use rayon's pool and are not concerned.
 ///
-/// Both leave the user's own choice alone: `CANDLE_NUM_THREADS` if it is set, another allocator if one is linked.
+/// `CANDLE_NUM_THREADS` is left alone if it is set, and so is another allocator if one is linked.
 pub fn prepare() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets parameters of the allocator; invalid ones are refused by its return value.

@@ -506,6 +506,7 @@ impl Checkpointer {
             Ok(())
         })?;
         if let Some(score) = state.score
+            && self.keep_best
             && self.best.as_ref().is_none_or(|(_, best)| score > *best)
         {
             self.point("best", &name)?;

@@ -46,14 +46,21 @@ pub fn read(run: &Path) -> Result<Row> {
     let config = TrainConfig::load(&file, &[])?;
     let unreadable = |why: String| Error::Setting {
         section: "run",
-        source: format!("`{}`: {why}; let the run finish first", run.join("summary.json").display()).into(),
+        source: format!("`{}`: {why}", run.join("summary.json").display()).into(),
     };
     #[derive(serde::Deserialize)]
     struct Stored {
+        finished: bool,
         evals: Vec<EvalTable>,
     }
     let text = std::fs::read_to_string(run.join("summary.json")).map_err(|e| unreadable(e.to_string()))?;
     let stored: Stored = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
+    if !stored.finished {
+        return Err(unreadable(format!(
+            "the run is not finished (`efference train --resume {}`)",
+            run.display()
+        )));
+    }
     let Some(rl) = &config.rl else { return Err(unreadable("it has no [rl] stage".into())) };
     let start = stored.evals.iter().find(|e| e.label == "before_rl").map_or(0, |e| e.step);
     let rollouts = |step: u64| (step - start.min(step)) * (rl.prompts * rl.group) as u64;

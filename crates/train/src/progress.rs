@@ -31,7 +31,14 @@ pub fn embed_episodes(
                     None => slot.insert(TabletopEnv::with_task(task, &world.options)?),
                 };
                 let mut frames = Vec::with_capacity(encoder.frames());
-                for i in sample_frame_indices(trajectory.snapshots.len(), encoder.frames()) {
+                let states = trajectory.snapshots.len();
+                // A short episode whole: the encoder goes round it by itself and knows its last frame.
+                let looked_at = if states <= encoder.frames() {
+                    (0..states).collect()
+                } else {
+                    sample_frame_indices(states, encoder.frames())
+                };
+                for i in looked_at {
                     env.restore(&trajectory.snapshots[i])?;
                     frames.push(env.render(camera)?);
                 }

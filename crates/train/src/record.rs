@@ -54,6 +54,13 @@ impl<'r> Album<'r> {
         self.settings.episodes_per_eval > 0
     }
 
+    /// Whether RL iteration `done` (counted from 1) is one of those that are recorded.
+    pub fn wants_iteration(&self, done: u64) -> bool {
+        let every = self.settings.every as u64;
+        let some = self.settings.episodes_per_iteration > 0 && self.recorder.is_active();
+        some && every > 0 && (done - 1).is_multiple_of(every)
+    }
+
     /// Curves of one update. The success tables of evaluations stand beside the success of rollouts.
     pub fn numbers(&mut self, record: &Record) {
         let Record { step, stage, values } = record;
@@ -77,8 +84,7 @@ impl<'r> Album<'r> {
         trajectories: &[Trajectory],
         scores: &[f64],
     ) {
-        let every = self.settings.every as u64;
-        if every == 0 || !(done - 1).is_multiple_of(every) {
+        if !self.wants_iteration(done) {
             return;
         }
         let mut order: Vec<usize> = (0..trajectories.len()).collect();
@@ -88,9 +94,6 @@ impl<'r> Album<'r> {
             (before, t.success)
         });
         for &i in order.iter().take(self.settings.episodes_per_iteration) {
-            if trajectories[i].snapshots.is_empty() {
-                continue; // GRPO does not look at frames, so its rollouts keep no states
-            }
             let label = Label { stage: "during RL", update: done, progress: Some(scores[i]) };
             self.episode(world, policy, &trajectories[i], &label);
         }

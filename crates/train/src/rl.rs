@@ -71,6 +71,11 @@ impl<'w> Rl<'w> {
     pub fn new(world: &'w Tabletop, config: &RlConfig, seed: u64) -> Result<Self> {
         let algorithm = Algorithm::from_table(&config.algorithm, &config.objective)
             .map_err(|e| Error::Setting { section: "rl.objective", source: Box::new(e) })?;
+        if algorithm.grpo().kl_coef != 0.0 {
+            let why =
+                "`kl_coef` needs a frozen reference policy, which `train` does not keep yet; leave it at 0";
+            return Err(Error::Setting { section: "rl.objective", source: why.into() });
+        }
         let objective = algorithm.grpo().recipe();
         let encoder = RandomConv::new(config.encoder.seed, config.encoder.frames);
         let collector = Collector::new(world);
@@ -118,7 +123,7 @@ impl<'w> Rl<'w> {
             .collect()
     }
 
-    /// Plays, rewards and learns. `None` when `stop` was requested during the rollouts; then nothing has changed.
+    /// Plays, rewards and learns. Trajectories keep their states if `keep_snapshots` or the algorithm asks for it. `None` when `stop` was requested during the rollouts; then nothing has changed.
     ///
     /// # Errors
     /// A simulator, the network or the objective failed; sampled and re-scored log-probabilities differ.
@@ -128,13 +133,14 @@ impl<'w> Rl<'w> {
         policy: &VlaPolicy,
         optimiser: &mut Optimiser,
         stop: &StopFlag,
+        keep_snapshots: bool,
     ) -> Result<Option<Iteration>> {
         let start = Instant::now();
         let plans = self.plans(i);
         let srpo = matches!(self.algorithm, Algorithm::Srpo(_));
         let noise = if self.config.noise == "chunk" { Noise::Chunk } else { Noise::Token };
         let sampling = Sampling { temperature: self.config.temperature, noise };
-        let options = CollectOptions { sampling, slots: SLOTS, keep_snapshots: srpo };
+        let options = CollectOptions { sampling, slots: SLOTS, keep_snapshots: keep_snapshots || srpo };
         let trajectories = self.collector.collect(policy, &plans, &options, &mut |_| !stop.requested())?;
         if trajectories.is_empty() {
             return Ok(None);

@@ -63,11 +63,12 @@ pub fn start(
     reporter: &dyn Reporter,
     stop: &StopFlag,
 ) -> Result<Summary> {
-    // Everything that can be refused is refused before a folder is made.
-    let parts = Parts::new(config)?;
-    let dir = RunDir::create(config, taken)?;
-    let run = Run::open(dir, config.clone(), parts, None, reporter, stop)?;
-    in_pool(config.run.threads, || run.go())
+    in_pool(config.run.threads, || {
+        // What can be refused is refused before a folder is made.
+        let parts = Parts::new(config)?;
+        let dir = RunDir::create(config, taken)?;
+        Run::open(dir, config.clone(), parts, None, reporter, stop)?.go()
+    })
 }
 
 /// Continues a run from its last checkpoint; `overrides` may change what does not change results.
@@ -81,22 +82,27 @@ pub fn resume(
     stop: &StopFlag,
 ) -> Result<Summary> {
     let (dir, config) = RunDir::resume(root, overrides)?;
-    let parts = Parts::new(&config)?;
-    let checkpoint = match Checkpoint::load(root) {
-        // Killed before the first checkpoint: begin again.
-        Err(crate::checkpoint::CheckpointError::Empty { .. }) => None,
-        other => Some(other?),
-    };
-    if let Some(checkpoint) = &checkpoint {
-        if checkpoint.state.config != config.fingerprint()? {
-            return Err(Error::OtherConfig { path: checkpoint.path.clone() });
+    in_pool(config.run.threads, || {
+        let checkpoint = match Checkpoint::load(root) {
+            // Killed before the first checkpoint: begin again.
+            Err(crate::checkpoint::CheckpointError::Empty { .. }) => None,
+            other => Some(other?),
+        };
+        let mut wanted = config.clone();
+        if let Some(checkpoint) = &checkpoint {
+            if checkpoint.state.config != config.fingerprint()? {
+                return Err(Error::OtherConfig { path: checkpoint.path.clone() });
+            }
+            // Its weights replace the initial ones, which may be gone by now.
+            wanted.model.init_from = None;
         }
-        checkpoint.require(&parts.identity)?;
-        world::load(&parts.policy, &checkpoint.path, &checkpoint.model)?;
-    }
-    let threads = config.run.threads;
-    let run = Run::open(dir, config, parts, checkpoint, reporter, stop)?;
-    in_pool(threads, || run.go())
+        let parts = Parts::new(&wanted)?;
+        if let Some(checkpoint) = &checkpoint {
+            checkpoint.require(&parts.identity)?;
+            world::load(&parts.policy, &checkpoint.path, &checkpoint.model)?;
+        }
+        Run::open(dir, config, parts, checkpoint, reporter, stop)?.go()
+    })
 }
 
 /// Runs `work` on `threads` threads; 0 takes all cores.
@@ -175,6 +181,8 @@ struct Run<'r> {
     moments: Tensors,
     began: Instant,
     earlier_secs: f64,
+    /// When this sitting of the stage began, and the seconds of earlier sittings.
+    stage_clock: Option<(Instant, f64)>,
     reporter: &'r dyn Reporter,
     stop: &'r StopFlag,
 }
@@ -225,6 +233,7 @@ impl<'r> Run<'r> {
             moments,
             began: Instant::now(),
             earlier_secs,
+            stage_clock: None,
             reporter,
             stop,
         })
@@ -262,10 +271,11 @@ impl<'r> Run<'r> {
                 self.state.stage_step = 0;
                 self.moments = Tensors::new();
             }
-            let began = Instant::now();
+            let earlier = self.state.numbers.get(&format!("seconds/{name}")).copied().unwrap_or(0.0);
+            self.stage_clock = Some((Instant::now(), earlier));
             let end = stage(self)?;
-            *self.state.numbers.entry(format!("seconds/{name}")).or_default() +=
-                began.elapsed().as_secs_f64();
+            self.keep_time();
+            self.stage_clock = None;
             if end == End::Stopped {
                 return Ok(End::Stopped);
             }
@@ -395,6 +405,8 @@ impl<'r> Run<'r> {
                 self.reporter.note(text);
             }
             if over || done == config.iterations as u64 {
+                // Remembered, so that a run that is stopped in the evaluation that follows trains no further.
+                self.state.numbers.insert(CLOCK.into(), clock);
                 break;
             }
             if self.eval_is_due() {
@@ -406,7 +418,9 @@ impl<'r> Run<'r> {
                     return Ok(End::Stopped);
                 }
             }
-            let Some(iteration) = rl.iteration(done, &self.policy, &mut optimiser, self.stop)? else {
+            let recorded = self.album.wants_iteration(done + 1);
+            let played = rl.iteration(done, &self.policy, &mut optimiser, self.stop, recorded)?;
+            let Some(iteration) = played else {
                 self.save(optimiser.state()?)?;
                 return Ok(End::Stopped);
             };
@@ -440,6 +454,8 @@ impl<'r> Run<'r> {
         if !moments.is_empty() {
             optimiser.restore(&moments, &self.state.counters)?;
         }
+        // From here on every checkpoint holds this stage's counts, not those of the stage before.
+        self.state.counters.extend(optimiser.counters());
         Ok(optimiser)
     }
 
@@ -533,7 +549,7 @@ impl<'r> Run<'r> {
 
     fn save(&mut self, moments: Tensors) -> Result<()> {
         self.state.metrics_bytes = self.log.sync()?;
-        self.state.numbers.insert(ELAPSED.into(), self.elapsed());
+        self.keep_time();
         let weights: Tensors = self
             .policy
             .params
@@ -545,6 +561,15 @@ impl<'r> Run<'r> {
         self.album.flush(&self.dir);
         self.reporter.report(&Event::Saved { step: self.state.step, path });
         Ok(())
+    }
+
+    /// Seconds of the run and of the stage in progress into the state.
+    fn keep_time(&mut self) {
+        self.state.numbers.insert(ELAPSED.into(), self.elapsed());
+        if let Some((began, earlier)) = self.stage_clock {
+            let secs = earlier + began.elapsed().as_secs_f64();
+            self.state.numbers.insert(format!("seconds/{}", self.state.stage), secs);
+        }
     }
 
     fn summary(&self, finished: bool) -> Summary {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use efference_data::{Episode, EpisodeStore, OnCorrupt};
-use efference_envs::tabletop::{Expert, Play, train_seed};
+use efference_envs::tabletop::{Expert, Play, Task, train_seed};
 use efference_nets::action_nll;
 use efference_ops::Grads;
 use efference_rollout::{Look, Purpose, VlaPolicy, demonstrate, seed_for};
@@ -121,7 +121,9 @@ pub fn demonstrations(
     skipped: &mut Vec<String>,
 ) -> Result<(Vec<Episode>, Vec<Episode>)> {
     let mut episodes = match world {
-        Some(world) if sft.demos == "expert" => experts(config.run.seed, sft.demos_per_task, world)?,
+        Some(world) if sft.demos == "expert" => {
+            experts(config.run.seed, sft.demos_per_task.max(1) + sft.holdout, world)?
+        }
         _ => {
             let skip = sft.skip_damaged == Some(true);
             let on_corrupt = if skip { OnCorrupt::Skip } else { OnCorrupt::Error };
@@ -147,14 +149,32 @@ fn unusable(error: efference_data::Error) -> Error {
     Error::Setting { section: "sft.demos", source }
 }
 
+/// Initial states that an expert may fail on before it counts as unable.
+const ATTEMPTS: u64 = 10;
+
+/// `per_task` successful demonstrations of each task. Where the expert fails (distractors can stand in its way), it tries
+/// another initial state: what failed is nothing to learn from.
 fn experts(seed: u64, per_task: usize, world: &Tabletop) -> Result<Vec<Episode>> {
-    let wanted: Vec<_> =
-        world.tasks.iter().flat_map(|&task| (0..per_task.max(1) as u64).map(move |i| (task, i))).collect();
-    let one = |(task, i)| {
-        let place =
-            [efference_envs::tabletop::Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64, i];
-        let seed = train_seed(seed_for(seed, Purpose::Demonstrations, &place));
-        Ok(demonstrate(&world.options, task, seed, Expert::new(task))?)
+    let wanted: Vec<(Task, u64)> =
+        world.tasks.iter().flat_map(|&task| (0..per_task as u64).map(move |i| (task, i))).collect();
+    let one = |(task, i): (Task, u64)| {
+        let number = Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64;
+        for attempt in 0..ATTEMPTS {
+            let place = [number, i, attempt];
+            // The first attempt stands at the place that `efference demos tabletop` uses.
+            let place = if attempt == 0 { &place[..2] } else { &place[..] };
+            let seed = train_seed(seed_for(seed, Purpose::Demonstrations, place));
+            let episode = demonstrate(&world.options, task, seed, Expert::new(task))?;
+            if episode.meta.success {
+                return Ok(episode);
+            }
+        }
+        let why = format!(
+            "the expert failed at `{}` from {ATTEMPTS} initial states within {} control steps; raise `env.max_steps`",
+            task.id(),
+            world.options.max_steps
+        );
+        Err(Error::Setting { section: "sft.demos", source: why.into() })
     };
     wanted.into_par_iter().map(one).collect()
 }

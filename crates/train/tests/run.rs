@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use efference_train::checkpoint::Checkpoint;
+use efference_train::checkpoint::{Checkpoint, Tensors};
 use efference_train::config::TrainConfig;
 use efference_train::metrics::{self, Record, is_reproducible};
 use efference_train::report::{Event, Recorded, Reporter, Silent, StopFlag};
 use efference_train::run::{self, Summary};
 use efference_train::run_dir::Taken;
 
-/// Two tasks, 16 control steps an episode, a network of some ten thousand weights. Nothing succeeds in so short a time, so
+/// Two tasks, 40 control steps an episode, a network of some ten thousand weights. Untrained, nothing succeeds, so
 /// an entropy bonus makes the RL updates move.
 const CONFIG: &str = r#"
 [run]
@@ -19,7 +19,7 @@ seed = 3
 [env]
 tasks = ["press_button", "push_block_to_mark"]
 image_size = 32
-max_steps = 16
+max_steps = 40
 [model.shape]
 placeholders = "learned"
 text.hidden_size = 32
@@ -48,14 +48,17 @@ group = 3
 mini_batch = 4
 micro_batch = 5
 lr = 3e-3
+schedule = "cosine"
+warmup_steps = 2
 objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
 encoder.frames = 4
 [eval]
 episodes_per_task = 2
 every = 2
 [checkpoint]
-every = 1
+every = 2
 every_steps = 2
+keep_last = 99
 [record]
 rerun = false
 "#;
@@ -80,25 +83,55 @@ fn bits(run: &Path) -> Vec<Line> {
     metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().map(line).collect()
 }
 
-/// Weights and moments of the last checkpoint as bits.
-fn tensors(run: &Path) -> Vec<(String, Vec<u32>)> {
+/// Weights of the last checkpoint as bits.
+fn weights(run: &Path) -> Vec<(String, Vec<u32>)> {
     let checkpoint = Checkpoint::load(run).unwrap();
     assert_eq!(checkpoint.state.stage, "done");
-    let bits = |t: &candle_core::Tensor| {
-        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
-    };
-    checkpoint.model.iter().map(|(name, t)| (name.clone(), bits(t))).collect()
+    tensor_bits(&checkpoint.model)
 }
 
-/// Asks for a stop when update `at` has been logged.
-struct StopAt<'s>(u64, &'s StopFlag);
+fn tensor_bits(tensors: &Tensors) -> Vec<(String, Vec<u32>)> {
+    let bits = |t: &candle_core::Tensor| {
+        let t = t.flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap();
+        t.to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+    };
+    tensors.iter().map(|(name, t)| (name.clone(), bits(t))).collect()
+}
 
-impl Reporter for StopAt<'_> {
+/// Weights, moments and counts of every checkpoint that both runs have at the same place.
+fn assert_same_checkpoints(a: &Path, b: &Path) {
+    let mut same = 0;
+    for entry in std::fs::read_dir(a.join("checkpoints")).unwrap() {
+        let name = entry.unwrap().file_name();
+        let (a, b) = (a.join("checkpoints").join(&name), b.join("checkpoints").join(&name));
+        if !a.join("state.json").is_file() || !b.join("state.json").is_file() {
+            continue; // a pointer, or a checkpoint that only the stop made
+        }
+        let (a, b) = (Checkpoint::load(&a).unwrap(), Checkpoint::load(&b).unwrap());
+        let place = |c: &Checkpoint| (c.state.stage.clone(), c.state.stage_step);
+        if place(&a) == place(&b) {
+            assert_eq!(tensor_bits(&a.model), tensor_bits(&b.model), "{name:?}");
+            assert_eq!(tensor_bits(&a.optimizer), tensor_bits(&b.optimizer), "{name:?}");
+            assert_eq!((&a.state.counters, &a.state.evals), (&b.state.counters, &b.state.evals), "{name:?}");
+            same += 1;
+        }
+    }
+    assert!(same >= 3, "only {same} checkpoints to compare");
+}
+
+/// Asks for a stop at the first event for which `when` holds.
+struct StopWhen<'s, F>(F, &'s StopFlag);
+
+impl<F: Fn(&Event) -> bool + Send + Sync> Reporter for StopWhen<'_, F> {
     fn report(&self, event: &Event) {
-        if matches!(event, Event::Metrics { step, .. } if *step == self.0) {
+        if (self.0)(event) {
             self.1.request();
         }
     }
+}
+
+fn update(event: &Event, at: u64) -> bool {
+    matches!(event, Event::Metrics { step, stage, .. } if *step == at && stage != "eval")
 }
 
 #[test]
@@ -108,23 +141,32 @@ fn a_resumed_run_is_the_unbroken_run_bit_for_bit_whatever_the_threads() {
     assert!(whole.finished && whole.step == 10);
     let labels: Vec<&str> = whole.evals.iter().map(|e| e.label.as_str()).collect();
     assert_eq!(labels, ["before_rl", "iteration", "after_rl"]);
-    let (lines, weights) = (bits(&whole.run), tensors(&whole.run));
+    let (lines, end) = (bits(&whole.run), weights(&whole.run));
     assert_eq!(lines.iter().filter(|(_, stage, _)| stage == "rl").count(), 3);
     assert!(lines.iter().any(|(_, stage, v)| stage == "rl" && v.iter().any(|(n, _)| n == "max_ratio_gap")));
 
-    // Stopped in each stage, between checkpoints and on them, and continued with another number of threads.
-    for (at, threads) in [(2, 1), (5, 2), (8, 3), (9, 1)] {
-        let name = format!("run.name=stop{at}");
+    // Stopped in each stage, between checkpoints and on them, and continued with another number of threads; also in the
+    // evaluation before RL, and in the first rollouts, when the stage has begun and nothing is learned yet.
+    type When = Box<dyn Fn(&Event) -> bool + Send + Sync>;
+    let in_first_rollouts: When = Box::new(|e| matches!(e, Event::Stage { name, .. } if name == "rl"));
+    let in_evaluation: When = Box::new(|e| matches!(e, Event::Stage { name, .. } if name == "eval"));
+    let mut stops: Vec<(String, When)> =
+        vec![("rollouts".into(), in_first_rollouts), ("evaluation".into(), in_evaluation)];
+    for at in [2, 5, 8, 9] {
+        stops.push((at.to_string(), Box::new(move |e| update(e, at))));
+    }
+    for (i, (at, when)) in stops.into_iter().enumerate() {
+        let name = format!("run.name=stop-{at}");
         let stop = StopFlag::new();
-        let part = start(&config(dir.path(), &[&name, "run.threads=2"]), &StopAt(at, &stop), &stop);
+        let part = start(&config(dir.path(), &[&name, "run.threads=2"]), &StopWhen(when, &stop), &stop);
         assert!(!part.finished, "stop at {at}");
-        assert!(part.step >= at && part.step <= at + 1, "{} after a stop at {at}", part.step);
-        let threads = format!("run.threads={threads}");
+        let threads = format!("run.threads={}", 1 + i % 3);
         let resumed = run::resume(&part.run, &[threads], &Silent, &StopFlag::new()).unwrap();
         assert!(resumed.finished);
         assert_eq!(resumed.evals, whole.evals, "stop at {at}");
         assert_eq!(bits(&part.run), lines, "stop at {at}");
-        assert_eq!(tensors(&part.run), weights, "stop at {at}");
+        assert_eq!(weights(&part.run), end, "stop at {at}");
+        assert_same_checkpoints(&part.run, &whole.run);
     }
 }
 
@@ -134,7 +176,8 @@ fn what_a_kill_leaves_is_resumed_to_the_same_end() {
     let dir = tempfile::tempdir().unwrap();
     let whole = start(&config(dir.path(), &["run.name=whole"]), &Silent, &StopFlag::new());
     let stop = StopFlag::new();
-    let part = start(&config(dir.path(), &["run.name=killed"]), &StopAt(8, &stop), &stop);
+    let part =
+        start(&config(dir.path(), &["run.name=killed"]), &StopWhen(|e: &Event| update(e, 8), &stop), &stop);
     let log = part.run.join("metrics.jsonl");
     let mut text = std::fs::read_to_string(&log).unwrap();
     text += "{\"step\":99,\"stage\":\"rl\",\"loss\":0.5}\n{\"step\":100,\"st";
@@ -144,7 +187,7 @@ fn what_a_kill_leaves_is_resumed_to_the_same_end() {
     std::fs::write(torn.join("model.safetensors"), b"half").unwrap();
     let resumed = run::resume(&part.run, &[], &Silent, &StopFlag::new()).unwrap();
     assert_eq!(bits(&resumed.run), bits(&whole.run));
-    assert_eq!(tensors(&resumed.run), tensors(&whole.run));
+    assert_eq!(weights(&resumed.run), weights(&whole.run));
     assert!(!torn.exists());
 }
 

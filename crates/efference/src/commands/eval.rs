@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Light that changes from reset to reset
     #[arg(long)]
     lighting: bool,
-    /// Episode limit in control steps; 0 takes the tasks' own
+    /// Episode limit in control steps; 0 takes the suite's limit
     #[arg(long, default_value_t = 0)]
     max_steps: usize,
     /// Worker threads; 0 takes all cores

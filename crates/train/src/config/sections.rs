@@ -33,7 +33,7 @@ settings! {
         pub tasks: Vec<String> = vec![], Check::EachOf(names::tasks);
         /// Side of the square camera images the policy sees, in pixels.
         pub image_size: usize = 64, Check::In(Range::between(16.0, 1024.0));
-        /// Episode limit in control steps (20 per second); 0 takes each task's own limit.
+        /// Episode limit in control steps (20 per second); 0 takes the suite's limit (tabletop: 80).
         pub max_steps: usize = 0, Check::In(Range::between(0.0, 10_000.0));
         /// Place extra objects that no instruction names.
         pub distractors: bool = false;
@@ -120,7 +120,7 @@ settings! {
         /// Which encoder.
         pub kind: String = "random_conv".into(), Check::OneOf(names::encoders);
         /// Frames taken from an episode, evenly spaced (64 in SRPO's code, sec. 3.1).
-        pub frames: usize = 16, Check::In(Range::between(1.0, 256.0));
+        pub frames: usize = 16, Check::In(Range::between(2.0, 256.0));
         /// Seed of the encoder's fixed weights; kept apart from `run.seed` so that runs share one encoder.
         pub seed: u64 = 0, SEED;
         /// Control experiment: hand the embeddings to the wrong episodes.

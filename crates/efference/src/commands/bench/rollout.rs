@@ -16,7 +16,7 @@ use efference_train::{Error, supervised};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::errors::Result;
+use crate::errors::{Failure, Result};
 use crate::text::{table, thousands};
 use crate::ui::Ui;
 
@@ -50,7 +50,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let config = TrainConfig::from_text(Path::new("configs/quickstart.toml"), CONFIG, &args.sets)?;
     let world = Tabletop::new(&config.env)?;
     let policy = world::policy(&config, world::tabletop_proprio())?;
-    let seconds = Duration::from_secs_f64(args.seconds.clamp(0.01, 600.0));
+    if !(0.01..=600.0).contains(&args.seconds) {
+        return Err(Failure::usage("--seconds must be between 0.01 and 600"));
+    }
+    let (seconds, side) = (Duration::from_secs_f64(args.seconds), config.env.image_size);
     let measured = in_pool(args.threads, || {
         Ok((rayon::current_num_threads(), Bench { config, world, policy, seconds }.all(ui)?))
     })?;
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         ui.line(line);
     }
     ui.line(format!(
-        "{threads} threads, MuJoCo {}, 64 px pictures of two cameras",
+        "{threads} threads, MuJoCo {}, {side} px pictures of two cameras",
         efference_envs::mujoco_version()
     ));
     Ok(())
@@ -185,7 +188,7 @@ impl Bench {
             .map(|look| Example { look: look.clone(), targets: targets.clone() })
             .collect();
         self.rate(|| {
-            supervised::update(&policy, &mut optimiser, &examples, &[sft.label_smoothing_bins])?;
+            supervised::update(&policy, &mut optimiser, &examples, &sft.smoothing())?;
             Ok(examples.len() * targets.len())
         })
     }
