@@ -9,12 +9,19 @@ out=${1:-runs/srpo_vs_grpo}
 efference() { "${EFFERENCE:-target/release/efference}" "$@"; }
 train() { efference train --quiet "$@" --set run.out="$out" --set record.rerun=false --set record.episodes_per_eval=0 --set eval.episodes_per_task=25; }
 
-[ -d "$out/sft" ] || train configs/tabletop_srpo.toml --set run.name=sft --set rl=none
+# What is finished stays, what was broken off goes on.
+once() {
+  local name=$1
+  shift
+  if grep -qs '"finished": true' "$out/$name/summary.json"; then return; fi
+  if [ -d "$out/$name" ]; then efference train --quiet --resume "$out/$name"; else train "$@" --set run.name="$name"; fi
+}
+
+once sft configs/tabletop_srpo.toml --set rl=none
 for seed in 0 1 2; do
   common=(--set sft=none --set model.init_from="$out/sft" --set run.seed=$seed)
-  [ -d "$out/grpo-s$seed" ] || train configs/tabletop_grpo.toml "${common[@]}" --set run.name=grpo-s$seed
-  [ -d "$out/srpo-s$seed" ] || train configs/tabletop_srpo.toml "${common[@]}" --set run.name=srpo-s$seed
-  [ -d "$out/shuffled-s$seed" ] ||
-    train configs/tabletop_srpo.toml "${common[@]}" --set run.name=shuffled-s$seed --set rl.encoder.shuffled=true
+  once grpo-s$seed configs/tabletop_grpo.toml "${common[@]}"
+  once srpo-s$seed configs/tabletop_srpo.toml "${common[@]}"
+  once shuffled-s$seed configs/tabletop_srpo.toml "${common[@]}" --set rl.encoder.shuffled=true
 done
 efference compare "$out"/{grpo,srpo,shuffled}-s?

@@ -18,7 +18,7 @@ seed = 5
 [env]
 tasks = ["press_button", "open_drawer"]
 image_size = 32
-max_steps = 16
+max_steps = 40
 [model.shape]
 placeholders = "learned"
 text = { hidden_size = 32, num_hidden_layers = 2, intermediate_size = 48 }
