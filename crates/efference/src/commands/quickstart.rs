@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let config = TrainConfig::from_text(Path::new("configs/quickstart.toml"), CONFIG, &args.sets)?;
     let stop = interrupt::install(ui)?;
     ui.note(
-        "A policy of 1.2 million weights that has only learned to move to things it is told (play data) sees ONE\n\
+        "A policy of 1.5 million weights that has only learned to move to things it is told (play data) sees ONE\n\
          demonstration of each of six tasks, then practises with SRPO. Success counts on 50 held-out states per task.",
     );
     let reporter = ui.reporter();
