@@ -127,7 +127,8 @@ fn parse<T: DeserializeOwned + Default + Serialize>(
     toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| fail(e.message().into()))
 }
 
-fn overlay(base: &mut toml::Table, over: &toml::Table) {
+/// Lays `over` on `base`, key by key; tables in both are laid on each other in the same way.
+pub fn overlay(base: &mut toml::Table, over: &toml::Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => overlay(inner, value),

@@ -1,4 +1,4 @@
-//! Two habits of the process that cost a training step more than half of its time if left alone.
+//! Two habits of the process that slow a training step down if left alone.
 #![allow(unsafe_code)]
 
 /// Prepares the process for training on CPU. Call it first thing in `main`, before any thread exists.

@@ -37,8 +37,6 @@ pub struct Iteration {
     pub trajectories: Vec<Trajectory>,
     /// Reward of each trajectory, 0 to 1.
     pub scores: Vec<f64>,
-    /// Success of the sampled rollouts per task.
-    pub tasks: Vec<TaskScore>,
 }
 
 /// The stage: settings and reusable environments. Everything random is a function of the run's seed and the number of
@@ -147,8 +145,7 @@ impl<'w> Rl<'w> {
         }
         let rollout_secs = start.elapsed().as_secs_f64();
         let scores = self.scores(i, &trajectories)?;
-        let tasks = task_scores(&trajectories);
-        for score in &tasks {
+        for score in task_scores(&trajectories) {
             if let Some(at) = self.world.tasks.iter().position(|t| t.id() == score.task) {
                 self.focus.see(at, score.rate());
             }
@@ -169,7 +166,7 @@ impl<'w> Rl<'w> {
         ] {
             values.insert(name.into(), x);
         }
-        Ok(Some(Iteration { values, trajectories, scores, tasks }))
+        Ok(Some(Iteration { values, trajectories, scores }))
     }
 
     /// Reward of each trajectory, 0 to 1, without the algorithm's coefficient.

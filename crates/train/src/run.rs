@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use efference_nets::Quantiles;
 use efference_rollout::{Purpose, VlaPolicy, seed_for};
 use serde::Serialize;
 
@@ -19,6 +18,7 @@ use crate::evaluate::{EvalTable, evaluate};
 use crate::heldout::{self, HeldOut};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::optimise::{Optimiser, OptimiserSettings};
+use crate::parts::{Parts, cameras};
 use crate::record::Album;
 use crate::report::{Event, Reporter, StopFlag, TaskScore, Values};
 use crate::rl::{Iteration, Rl};
@@ -111,58 +111,6 @@ pub fn resume(
 /// The threads cannot be started, or what `work` says.
 pub fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     efference_envs::threads::pool(threads)?.install(work)
-}
-
-/// What the configuration stands for.
-struct Parts {
-    world: Option<Tabletop>,
-    policy: VlaPolicy,
-    identity: Identity,
-    /// Demonstrations to learn from and held out, of the `[sft]` stage.
-    demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
-    /// What a person should know about them.
-    notes: Vec<String>,
-}
-
-impl Parts {
-    fn new(config: &TrainConfig) -> Result<Self> {
-        let dataset = config.env.suite == DATASET_SUITE;
-        let world = if dataset { None } else { Some(Tabletop::new(&config.env)?) };
-        if let (Some(rl), Some(world)) = (&config.rl, &world) {
-            Rl::new(world, rl, config.run.seed)?; // refuses unusable settings now
-        }
-        let mut notes = Vec::new();
-        let demos = match &config.sft {
-            Some(sft) => supervised::demonstrations(config, sft, world.as_ref(), &mut notes)?,
-            None => Default::default(),
-        };
-        let stats = if dataset { proprio_of(&demos.0)? } else { world::tabletop_proprio() };
-        let policy = world::policy(config, stats)?;
-        if config.sft.is_some() {
-            let cameras = cameras(world.as_ref(), &demos.0);
-            for episodes in [&demos.0, &demos.1].into_iter().take(if demos.1.is_empty() { 1 } else { 2 }) {
-                DecisionSet::check(episodes, &cameras, &policy)
-                    .map_err(|e| Error::Setting { section: "sft.demos", source: Box::new(e) })?;
-            }
-        }
-        let identity = world::identity(config, &policy);
-        Ok(Self { world, policy, identity, demos, notes })
-    }
-}
-
-/// What the policy looks through: the world's cameras, else those of the demonstrations.
-fn cameras(world: Option<&Tabletop>, episodes: &[efference_data::Episode]) -> Vec<String> {
-    match world {
-        Some(world) => world.cameras.clone(),
-        None => episodes.first().map(|e| e.cameras.keys().cloned().collect()).unwrap_or_default(),
-    }
-}
-
-/// The suite of stored demonstrations takes its range of proprioception from those it learns from.
-fn proprio_of(episodes: &[efference_data::Episode]) -> Result<Quantiles> {
-    let rows: Vec<Vec<f64>> =
-        episodes.iter().flat_map(|e| &e.proprio).map(|row| row.map(f64::from).to_vec()).collect();
-    Ok(Quantiles::from_rows(&rows)?)
 }
 
 struct Run<'r> {
@@ -426,7 +374,7 @@ impl<'r> Run<'r> {
             };
             let clock = before + began.elapsed().as_secs_f64() - evaluating;
             self.state.numbers.insert(CLOCK.into(), clock);
-            let Iteration { mut values, trajectories, scores, .. } = iteration;
+            let Iteration { mut values, trajectories, scores } = iteration;
             values.insert("time/rl_secs".into(), clock);
             self.state.counters.extend(rl.counters());
             self.advance("rl", values, &optimiser)?;

@@ -6,6 +6,7 @@ use candle_core::Device;
 use efference_envs::tabletop::{CAMERAS, PROPRIO_RANGE, TabletopEnv, TabletopOptions, Task};
 use efference_envs::{ACTION_DIM, Env};
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
+use efference_objectives::registry::overlay;
 use efference_rollout::{EnvSource, Purpose, VlaPolicy, seed_for};
 
 use crate::checkpoint::{self, Identity, sha256};
@@ -91,17 +92,6 @@ pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
     shape.vision.image_size = config.env.image_size;
     shape.validate().map_err(|e| refuse(Box::new(e)))?;
     Ok(shape)
-}
-
-fn overlay(base: &mut toml::Table, over: &toml::Table) {
-    for (key, value) in over {
-        match (base.get_mut(key), value) {
-            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => overlay(inner, value),
-            _ => {
-                base.insert(key.clone(), value.clone());
-            }
-        }
-    }
 }
 
 /// Range of proprioception when nothing else is known about the robot: the tabletop's workspace.
