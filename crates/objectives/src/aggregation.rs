@@ -29,6 +29,8 @@ pub struct Normaliser {
     pub sequences: f64,
     /// Constant of [`Aggregation::SeqMeanTokenSumNorm`].
     pub scale: f64,
+    /// Pairs of sequences, for losses that compare two.
+    pub pairs: f64,
 }
 
 /// Added to a sequence's length in verl's sequence means.
@@ -42,6 +44,7 @@ impl Normaliser {
             tokens: lengths.iter().sum(),
             sequences: lengths.iter().filter(|&&l| l > 0.0).count() as f64,
             scale: mask.cols as f64,
+            pairs: (mask.rows / 2) as f64,
         }
     }
 }

@@ -71,6 +71,51 @@ pub enum Error {
         /// What the parser says: key and expectation.
         reason: String,
     },
+    /// A block that a composition names and nobody has.
+    #[error("there is no {role} block `{name}`; known: {}", known.join(", "))]
+    UnknownBlock {
+        /// What it should do.
+        role: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Settings of a block that cannot be read.
+    #[error("block `{block}`: {reason}")]
+    Block {
+        /// The block.
+        block: &'static str,
+        /// Which key, and why.
+        reason: String,
+    },
+    /// A composition that does not fit together.
+    #[error("this composition does not work: {0}")]
+    Composition(String),
+    /// An input of another kind than the block reads.
+    #[error("`{name}` must hold {expected}")]
+    Type {
+        /// The input.
+        name: &'static str,
+        /// What the block reads.
+        expected: &'static str,
+    },
+    /// A block's memory that cannot be read or written.
+    #[error("memory of block `{block}`: {reason}")]
+    State {
+        /// The block.
+        block: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Values that contradict each other.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// What was looked at.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Results of this crate.

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::advantage::members;
+use crate::batch::{Batch, GROUP_IDS, Input, SUCCESS, TRUNCATED};
+use crate::block::{Block, Filter, Kind};
 use crate::error::{Error, Result};
+use crate::state::State;
 
 /// Keeps a group by its mean success, and optionally only if nobody in it ran into the step limit (SRPO, siiRL).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,7 +46,7 @@ impl AccuracyFilter {
                 return Err(Error::Shape { name, got: vec![got], expected });
             }
         }
-        self.validate()?;
+        self.check()?;
         let keeps = |index: &[usize]| {
             let mean = index.iter().filter(|&&i| success[i]).count() as f64 / index.len() as f64;
             let truncated = index.iter().any(|&i| finish_steps[i] >= max_steps);
@@ -52,12 +55,74 @@ impl AccuracyFilter {
         Ok(members(group_ids).into_iter().filter(|(_, index)| keeps(index)).map(|(id, _)| id).collect())
     }
 
-    pub(crate) fn validate(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         if 0.0 <= self.lower && self.lower <= self.upper && self.upper <= 1.0 {
             return Ok(());
         }
         let expected = "between 0 and `upper`, and `upper` at most 1";
         Err(Error::Setting { name: "filter.lower", got: self.lower, expected })
+    }
+}
+
+impl Block for AccuracyFilter {
+    fn needs(&self) -> Vec<Input> {
+        let mut needs = vec![SUCCESS, GROUP_IDS];
+        needs.extend(self.drop_truncated.then_some(TRUNCATED));
+        needs
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.check()
+    }
+
+    fn describe(&self) -> String {
+        let truncated = if self.drop_truncated { ", none truncated" } else { "" };
+        format!("groups with mean success in [{}, {}]{truncated}", self.lower, self.upper)
+    }
+}
+
+impl Kind for AccuracyFilter {
+    const KIND: &'static str = "accuracy";
+}
+
+impl Filter for AccuracyFilter {
+    fn keep(&self, batch: &Batch, _state: &mut State) -> Result<Vec<bool>> {
+        let success: Vec<bool> = batch.numbers(SUCCESS)?.iter().map(|&x| x != 0.0).collect();
+        let groups = batch.ids(GROUP_IDS)?;
+        let steps: Vec<usize> = if self.drop_truncated {
+            batch.numbers(TRUNCATED)?.iter().map(|&x| usize::from(x != 0.0)).collect()
+        } else {
+            vec![0; groups.len()]
+        };
+        let kept = Self::keep(self, &success, &steps, 1, groups)?;
+        Ok(groups.iter().map(|id| kept.contains(id)).collect())
+    }
+}
+
+/// Drops groups whose rewards are all equal (DAPO's dynamic sampling): they have no advantage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VaryingGroups {}
+
+impl Block for VaryingGroups {
+    fn needs(&self) -> Vec<Input> {
+        vec![GROUP_IDS]
+    }
+
+    fn describe(&self) -> String {
+        "groups whose rewards differ".into()
+    }
+}
+
+impl Kind for VaryingGroups {
+    const KIND: &'static str = "varying_groups";
+}
+
+impl Filter for VaryingGroups {
+    fn keep(&self, batch: &Batch, _state: &mut State) -> Result<Vec<bool>> {
+        let groups = batch.ids(GROUP_IDS)?;
+        let kept = varying_groups(&batch.outcomes()?, groups)?;
+        Ok(groups.iter().map(|id| kept.contains(id)).collect())
     }
 }
 

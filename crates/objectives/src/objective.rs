@@ -1,63 +1,45 @@
-//! An objective is a composition: surrogate, regularisers, aggregation. Advantages come in from outside.
+//! An objective: blocks put together, ready to run. [`Composition`](crate::composition::Composition) makes one.
+
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
 use crate::aggregation::{Aggregation, Normaliser};
+use crate::batch::{Batch, ENTROPY, Input, Signals, keep_where};
+use crate::block::{Advantage, Block, Filter, Regularizer, Reward, Surrogate, SurrogateLoss, Terms, TokenRule};
 use crate::error::{Error, Result};
-use crate::kl::KlEstimator;
-use crate::surrogate::{ClipOutcome, ClippedRatio};
+use crate::state::State;
 use crate::table::Table;
 
-/// What an objective reads about a batch of B sampled sequences of up to T decisions.
-pub struct PolicyBatch<'a> {
-    /// Natural log-probability of every chosen token under the policy that is trained, [B, T], with gradient.
-    pub log_probs: &'a Tensor,
-    /// The same under the policy that sampled, [B, T].
-    pub old_log_probs: &'a Tensor,
-    /// The same under a frozen reference, [B, T]; needed only with a KL regulariser.
-    pub ref_log_probs: Option<&'a Tensor>,
-    /// Entropy of every token's distribution, [B, T], with gradient; needed only with an entropy bonus.
-    pub entropy: Option<&'a Tensor>,
-    /// Advantage of every token, [B, T].
-    pub advantages: &'a Table,
-    /// 1 on tokens that count, [B, T].
-    pub response_mask: &'a Table,
-}
-
-/// A per-token policy loss.
-pub trait Surrogate: Send + Sync {
-    /// Loss per token and what was clipped.
-    ///
-    /// # Errors
-    /// Shapes that differ, settings out of range.
-    fn per_token(&self, batch: &PolicyBatch<'_>) -> Result<ClipOutcome>;
-
-    /// A few words for the table of algorithms.
-    fn describe(&self) -> String;
-}
-
-impl Surrogate for ClippedRatio {
-    fn per_token(&self, batch: &PolicyBatch<'_>) -> Result<ClipOutcome> {
-        let advantages = batch.advantages.to_tensor(batch.log_probs)?;
-        self.loss(batch.log_probs, batch.old_log_probs, &advantages)
-    }
-
-    fn describe(&self) -> String {
-        let dual = self.dual_clip.map_or(String::new(), |c| format!(", dual clip {c}"));
-        format!("clipped ratio [1 - {}, 1 + {}]{dual}", self.clip_low, self.clip_high)
-    }
-}
-
-/// Surrogate, regularisers, aggregation.
+/// Blocks in the order in which they work.
 pub struct Objective {
+    /// Make rewards.
+    pub rewards: Vec<Box<dyn Reward>>,
+    /// Choose sequences; a sequence must pass all of them.
+    pub filters: Vec<Box<dyn Filter>>,
+    /// How much better; absent where the surrogate does not ask.
+    pub advantage: Option<Box<dyn Advantage>>,
+    /// Change what is known about tokens, one after the other.
+    pub weights: Vec<Box<dyn TokenRule>>,
+    /// Sets clip bounds; absent leaves the surrogate's own.
+    pub bounds: Option<Box<dyn TokenRule>>,
     /// What improves the policy.
     pub surrogate: Box<dyn Surrogate>,
-    /// Pull towards the reference: estimator and coefficient.
-    pub kl: Option<(KlEstimator, f64)>,
-    /// Bonus for entropy, 0 or more.
-    pub entropy_coef: f64,
+    /// Added to the loss.
+    pub regularizers: Vec<Box<dyn Regularizer>>,
     /// From tokens to one number.
     pub aggregation: Aggregation,
+}
+
+/// A batch that is ready for updates.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The sequences that are trained on, with their rewards.
+    pub batch: Batch,
+    /// What is known about their tokens.
+    pub signals: Signals,
+    /// Their places in the batch that was given.
+    pub kept: Vec<usize>,
 }
 
 /// A loss with gradient, and what to log about it. Over micro-batches that share one [`Normaliser`] every number adds
@@ -67,71 +49,185 @@ pub struct LossParts {
     pub loss: Tensor,
     /// Surrogate's share of the loss.
     pub pg_loss: f64,
-    /// Aggregated KL estimate against the reference; 0 without one.
-    pub kl: f64,
+    /// Each regulariser's share of the loss, by its description; the coefficient is in it.
+    pub regularizers: Vec<(String, f64)>,
     /// Token mean of the entropy; 0 when none was given.
     pub entropy: f64,
-    /// Token mean of "the clipped branch was larger".
-    pub clip_frac: f64,
-    /// Token mean of "dual clip cut".
-    pub clip_frac_lower: f64,
-    /// Token mean of old - new log-probability.
-    pub approx_kl: f64,
-    /// Largest |ratio - 1| over valid tokens.
+    /// Token means of what the surrogate reports: `clip_frac`, `clip_frac_lower`, `approx_kl`, ...
+    pub stats: BTreeMap<&'static str, f64>,
+    /// Largest |ratio - 1| over valid tokens; 0 if the surrogate does not report `approx_kl`.
     pub max_ratio_gap: f64,
+}
+
+impl LossParts {
+    /// A number of the surrogate's report, 0 if it has none of that name.
+    pub fn stat(&self, name: &str) -> f64 {
+        self.stats.get(name).copied().unwrap_or(0.0)
+    }
 }
 
 impl Objective {
     /// A surrogate with nothing else.
     pub fn new(surrogate: impl Surrogate + 'static, aggregation: Aggregation) -> Self {
-        Self { surrogate: Box::new(surrogate), kl: None, entropy_coef: 0.0, aggregation }
+        Self {
+            rewards: Vec::new(),
+            filters: Vec::new(),
+            advantage: None,
+            weights: Vec::new(),
+            bounds: None,
+            surrogate: Box::new(surrogate),
+            regularizers: Vec::new(),
+            aggregation,
+        }
     }
 
-    /// Loss of a batch, or of a part of one when `whole` counts more.
+    /// Every block with its role, in the order in which they work.
+    pub fn blocks(&self) -> Vec<(&'static str, &dyn Block)> {
+        let mut all: Vec<(&'static str, &dyn Block)> = Vec::new();
+        all.extend(self.rewards.iter().map(|b| ("reward", &**b as &dyn Block)));
+        all.extend(self.filters.iter().map(|b| ("filter", &**b as &dyn Block)));
+        all.extend(self.advantage.iter().map(|b| ("advantage", &**b as &dyn Block)));
+        all.extend(self.weights.iter().map(|b| ("weight", &**b as &dyn Block)));
+        all.extend(self.bounds.iter().map(|b| ("bounds", &**b as &dyn Block)));
+        all.push(("surrogate", &*self.surrogate as &dyn Block));
+        all.extend(self.regularizers.iter().map(|b| ("regularizer", &**b as &dyn Block)));
+        all
+    }
+
+    /// Refuses when a block reads something that is neither `available` nor made by a block before it.
+    ///
+    /// # Errors
+    /// [`Error::Composition`] with a sentence that names the block and the input.
+    pub fn check(&self, available: &[Input]) -> Result<()> {
+        let mut known = available.to_vec();
+        for (role, block) in self.blocks() {
+            if let Some(input) = block.needs().into_iter().find(|input| !known.contains(input)) {
+                let block = block.describe();
+                return Err(Error::Composition(format!("the {role} \"{block}\" needs {input}, which is not there")));
+            }
+            known.extend(block.gives());
+        }
+        if self.surrogate.uses_advantages() && self.advantage.is_none() {
+            let surrogate = self.surrogate.describe();
+            return Err(Error::Composition(format!("the surrogate \"{surrogate}\" needs an `advantage` block")));
+        }
+        Ok(())
+    }
+
+    /// What all blocks read and no block makes.
+    pub fn needs(&self) -> Vec<Input> {
+        let (mut needs, mut made): (Vec<Input>, Vec<Input>) = (Vec::new(), Vec::new());
+        for (_, block) in self.blocks() {
+            for input in block.needs() {
+                if !made.contains(&input) && !needs.contains(&input) {
+                    needs.push(input);
+                }
+            }
+            made.extend(block.gives());
+        }
+        needs
+    }
+
+    /// Rewards, filters, advantages and token rules, once for all updates of a batch. `state` is what the blocks
+    /// remember; it changes.
+    ///
+    /// # Errors
+    /// A missing input, numbers that are not finite, settings out of range.
+    pub fn prepare(&self, mut batch: Batch, state: &mut State) -> Result<Prepared> {
+        for reward in &self.rewards {
+            reward.shape(&mut batch, state)?;
+        }
+        let mut keep = vec![true; batch.rows()];
+        for filter in &self.filters {
+            let flags = filter.keep(&batch, state)?;
+            keep.iter_mut().zip(flags).for_each(|(keep, flag)| *keep &= flag);
+        }
+        let kept: Vec<usize> = (0..batch.rows()).filter(|&i| keep[i]).collect();
+        let batch = if kept.len() == batch.rows() { batch } else { batch.select(&kept)? };
+        let advantages = match &self.advantage {
+            Some(advantage) => advantage.advantages(&batch, state)?,
+            None => batch.mask().filled(0.0),
+        };
+        advantages.same_shape("advantages", batch.mask())?;
+        let mut signals = Signals::new(advantages);
+        for rule in self.weights.iter().chain(&self.bounds) {
+            rule.prepare(&batch, &mut signals, state)?;
+        }
+        for regularizer in &self.regularizers {
+            regularizer.prepare(&batch, &signals, state)?;
+        }
+        Ok(Prepared { batch, signals, kept })
+    }
+
+    /// Loss of a batch, or of a part of one when `whole` counts more. `signals` belong to the sequences of `batch`.
     ///
     /// # Errors
     /// An input that is needed is missing, shapes that differ, settings out of range.
-    pub fn loss(&self, batch: &PolicyBatch<'_>, whole: &Normaliser) -> Result<LossParts> {
-        let mask = batch.response_mask;
-        batch.advantages.same_shape("advantages", mask)?;
-        for (name, tensor) in [("log_probs", batch.log_probs), ("old_log_probs", batch.old_log_probs)] {
-            if tensor.dims() != [mask.rows, mask.cols] {
-                let expected = format!("[{}, {}], like `response_mask`", mask.rows, mask.cols);
-                return Err(Error::Shape { name, got: tensor.dims().to_vec(), expected });
+    pub fn loss(
+        &self,
+        batch: &Batch,
+        signals: &Signals,
+        whole: &Normaliser,
+        state: &State,
+    ) -> Result<LossParts> {
+        let mask = batch.mask();
+        signals.advantages.same_shape("advantages", mask)?;
+        let mut signals = signals.clone();
+        for rule in self.weights.iter().chain(&self.bounds) {
+            rule.update(batch, &mut signals, state)?;
+        }
+        let SurrogateLoss { terms, stats } = self.surrogate.loss(batch, &signals)?;
+        let terms = match terms {
+            Terms::Tokens(x) if signals.weights.values.iter().any(|&w| w != 1.0) => {
+                let weights = signals.weights.to_tensor(&x)?;
+                Terms::Tokens((keep_where(&x, mask)? * weights)?)
             }
-        }
-        let outcome = self.surrogate.per_token(batch)?;
-        let pg = self.aggregation.apply(&outcome.per_token, mask, whole)?;
-        let mut loss = pg.clone();
-        let mut kl_value = 0.0;
-        if let Some((estimator, coefficient)) = self.kl {
-            let reference = batch.ref_log_probs.ok_or(Error::Missing { name: "ref_log_probs" })?;
-            let kl = self.aggregation.apply(&estimator.estimate(batch.log_probs, reference)?, mask, whole)?;
-            kl_value = scalar(&kl)?;
-            loss = (loss + (kl * coefficient)?)?;
-        }
-        if self.entropy_coef != 0.0 {
-            let entropy = batch.entropy.ok_or(Error::Missing { name: "entropy" })?;
-            loss = (loss - (self.aggregation.apply(entropy, mask, whole)? * self.entropy_coef)?)?;
-        }
-        let token_mean = |x: &Tensor| -> Result<f64> {
-            let x = Table::from_tensor(&x.detach())?;
-            let valid = x.values.iter().zip(&mask.values).filter(|(_, m)| **m != 0.0);
-            Ok(valid.map(|(x, m)| x * m).sum::<f64>() / whole.tokens.max(1.0))
+            Terms::Sequences(x) if signals.row_weights.iter().any(|&w| w != 1.0) => {
+                let weights = Tensor::from_slice(&signals.row_weights, x.dims1()?, x.device())?;
+                Terms::Sequences((&x * weights.to_dtype(x.dtype())?)?)
+            }
+            other => other,
         };
-        let gaps = Table::from_tensor(&outcome.neg_log_ratio)?;
-        let valid = gaps.values.iter().zip(&mask.values).filter(|(_, m)| **m != 0.0);
-        let max_ratio_gap = valid.map(|(d, _)| ((-d).exp() - 1.0).abs()).fold(0.0, f64::max);
+        let pg = reduce(&terms, self.aggregation, mask, whole)?;
+        let mut loss = pg.clone();
+        let mut regularizers = Vec::with_capacity(self.regularizers.len());
+        for regularizer in &self.regularizers {
+            let aggregation = regularizer.aggregation().unwrap_or(self.aggregation);
+            let term = reduce(&regularizer.terms(batch, &signals, state)?, aggregation, mask, whole)?;
+            regularizers.push((regularizer.describe(), scalar(&term)?));
+            loss = (loss + term)?;
+        }
+        let token_mean = |x: &Table| {
+            let valid = x.values.iter().zip(&mask.values).filter(|(_, m)| **m != 0.0);
+            valid.map(|(x, m)| x * m).sum::<f64>() / whole.tokens.max(1.0)
+        };
+        let max_ratio_gap = stats.iter().find(|(name, _)| *name == "approx_kl").map_or(0.0, |(_, gaps)| {
+            let valid = gaps.values.iter().zip(&mask.values).filter(|(_, m)| **m != 0.0);
+            valid.map(|(d, _)| ((-d).exp() - 1.0).abs()).fold(0.0, f64::max)
+        });
         Ok(LossParts {
             pg_loss: scalar(&pg)?,
-            kl: kl_value,
-            entropy: batch.entropy.map_or(Ok(0.0), token_mean)?,
-            clip_frac: token_mean(&outcome.clipped)?,
-            clip_frac_lower: token_mean(&outcome.dual_clipped)?,
-            approx_kl: token_mean(&outcome.neg_log_ratio)?,
+            regularizers,
+            entropy: if batch.has(ENTROPY) { token_mean(&batch.table(ENTROPY)?) } else { 0.0 },
+            stats: stats.iter().map(|(name, table)| (*name, token_mean(table))).collect(),
             max_ratio_gap,
             loss,
         })
+    }
+}
+
+/// Terms to one number; parts of a batch add up to the batch under one `whole`.
+fn reduce(terms: &Terms, aggregation: Aggregation, mask: &Table, whole: &Normaliser) -> Result<Tensor> {
+    let over = |n: f64| if n > 0.0 { 1.0 / n } else { 0.0 };
+    match terms {
+        Terms::Tokens(x) => aggregation.apply(x, mask, whole),
+        Terms::Sequences(x) => {
+            let flags: Vec<u8> = mask.iter().map(|row| u8::from(row.iter().any(|&m| m != 0.0))).collect();
+            let flags = Tensor::from_vec(flags, mask.rows, x.device())?;
+            Ok((flags.where_cond(x, &x.zeros_like()?)?.sum_all()? * over(whole.sequences))?)
+        }
+        Terms::Pairs(x) => Ok((x.sum_all()? * over(whole.pairs))?),
+        Terms::Total(x) => Ok(x.clone()),
     }
 }
 

@@ -70,6 +70,17 @@ impl Table {
         (0..self.rows).map(|i| self.row(i).iter().sum()).collect()
     }
 
+    /// The rows `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let values = rows.iter().flat_map(|&i| self.row(i).iter().copied()).collect();
+        Self { rows: rows.len(), cols: self.cols, values }
+    }
+
+    /// The same shape with `value` everywhere.
+    pub fn filled(&self, value: f64) -> Self {
+        Self { values: vec![value; self.values.len()], ..*self }
+    }
+
     /// As a [B, T] tensor like `like` in type and device.
     ///
     /// # Errors

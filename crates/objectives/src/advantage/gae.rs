@@ -4,7 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::whiten::{Whiten, masked_whiten};
+use crate::batch::{Batch, Input, TOKEN_REWARDS, VALUES};
+use crate::block::{Advantage, Block, Kind};
 use crate::error::Result;
+use crate::state::State;
 use crate::table::Table;
 
 /// Settings of GAE.
@@ -52,6 +55,30 @@ pub fn gae(rewards: &Table, values: &Table, mask: &Table, settings: &Gae) -> Res
     let advantages =
         if settings.whiten { masked_whiten(&advantages, mask, &Whiten::default())? } else { advantages };
     Ok((advantages, returns))
+}
+
+impl Block for Gae {
+    fn needs(&self) -> Vec<Input> {
+        vec![TOKEN_REWARDS, VALUES]
+    }
+
+    fn describe(&self) -> String {
+        let whiten = if self.whiten { ", whitened" } else { "" };
+        format!("GAE (gamma {}, lambda {}{whiten})", self.gamma, self.lambda)
+    }
+}
+
+impl Kind for Gae {
+    const KIND: &'static str = "gae";
+}
+
+impl Advantage for Gae {
+    fn advantages(&self, batch: &Batch, _state: &mut State) -> Result<Table> {
+        let (mut advantages, _) =
+            gae(&batch.table(TOKEN_REWARDS)?, &batch.table(VALUES)?, batch.mask(), self)?;
+        advantages.values.iter_mut().zip(&batch.mask().values).for_each(|(a, m)| *a *= m);
+        Ok(advantages)
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{Batch, GROUP_IDS, Input};
+use crate::block::{Advantage, Block, Kind};
 use crate::error::{Error, Result};
+use crate::state::State;
+use crate::table::Table;
 
 /// What the centred reward is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +178,72 @@ fn check(rewards: &[f64], group_ids: &[u64]) -> Result<()> {
 fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
     let wrong = || Error::Shape { name, got: vec![got], expected: format!("[{expected}], like `rewards`") };
     if got == expected { Ok(()) } else { Err(wrong()) }
+}
+
+impl Block for GroupNorm {
+    fn needs(&self) -> Vec<Input> {
+        vec![GROUP_IDS]
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.epsilon >= 0.0 && self.epsilon.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Setting { name: "epsilon", got: self.epsilon, expected: "0 or more" })
+    }
+
+    fn describe(&self) -> String {
+        match self.spread {
+            Spread::Unbiased => "group: (R - mean) / (std + eps)".into(),
+            Spread::FlooredVariance => "group: (R - mean) / (sqrt(max(var, eps)) + eps)".into(),
+            Spread::None => "group: R - mean".into(),
+        }
+    }
+}
+
+impl Kind for GroupNorm {
+    const KIND: &'static str = "group_norm";
+}
+
+impl Advantage for GroupNorm {
+    fn advantages(&self, batch: &Batch, _state: &mut State) -> Result<Table> {
+        Table::broadcast(&group_norm(&batch.outcomes()?, batch.ids(GROUP_IDS)?, self)?, batch.mask())
+    }
+}
+
+/// RLOO: the mean of the others is the baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LeaveOneOut {
+    /// What a lone member gets.
+    pub alone: GroupBaseline,
+}
+
+impl Default for LeaveOneOut {
+    fn default() -> Self {
+        Self { alone: GroupBaseline::Zero }
+    }
+}
+
+impl Block for LeaveOneOut {
+    fn needs(&self) -> Vec<Input> {
+        vec![GROUP_IDS]
+    }
+
+    fn describe(&self) -> String {
+        "leave one out: R - mean of the others".into()
+    }
+}
+
+impl Kind for LeaveOneOut {
+    const KIND: &'static str = "leave_one_out";
+}
+
+impl Advantage for LeaveOneOut {
+    fn advantages(&self, batch: &Batch, _state: &mut State) -> Result<Table> {
+        let per_row = leave_one_out(&batch.outcomes()?, batch.ids(GROUP_IDS)?, self.alone)?;
+        Table::broadcast(&per_row, batch.mask())
+    }
 }
 
 #[cfg(test)]

@@ -21,12 +21,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::grpo::Grpo;
-use crate::advantage::members;
+use super::Paper;
+use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
+use crate::batch::{Batch, EMBEDDINGS, Input, REWARDS, SUCCESS, TASK_IDS};
+use crate::block::{Block, BlockKind, Kind, Reward};
+use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::filter::AccuracyFilter;
-use crate::objective::Objective;
+use crate::state::State;
+use crate::surrogate::ClippedRatio;
 
 /// How distances become rewards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,8 @@ pub enum ProgressNorm {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
+    /// Factor on the reward, which the group's standardisation cancels except for its epsilon.
+    pub coef: f64,
     /// Which form.
     pub norm: ProgressNorm,
     /// Reward that the closest failure approaches (minmax), 0 to 1.
@@ -67,6 +73,7 @@ pub struct Progress {
 impl Default for Progress {
     fn default() -> Self {
         Self {
+            coef: 5.0,
             norm: ProgressNorm::Minmax,
             fail_max: 0.6,
             steepness: 10.0,
@@ -92,38 +99,69 @@ pub struct ProgressRewards {
     pub normalised: Vec<f64>,
 }
 
-/// Settings of SRPO.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Srpo {
-    /// The progress reward.
-    pub progress: Progress,
-    /// Factor on the reward, which the group's standardisation cancels except for its epsilon.
-    pub reward_coef: f64,
-    /// Everything else is GRPO.
-    pub grpo: Grpo,
+/// The paper.
+pub const PAPER: Paper = Paper {
+    id: "srpo",
+    title: "SRPO: Self-Referential Policy Optimization for Vision-Language-Action Models",
+    arxiv: "2511.15605",
+    summary: "Failures are paid by their closeness to the batch's own successes.",
+    blocks: &[BlockKind::reward::<Progress>()],
+    recipe,
+    vectors: Some(("srpo.json", 12)),
+    end_to_end: Some("configs/tabletop_srpo.toml"),
+};
+
+/// Progress rewards, groups of middling success, group-standardised rewards, clip-higher, trajectories averaged first.
+pub fn recipe() -> Composition {
+    let surrogate = ClippedRatio { clip_low: 0.2, clip_high: 0.28, dual_clip: Some(10_000.0) };
+    Composition::new(&surrogate, Aggregation::SeqMeanTokenMean)
+        .reward(&Progress::default())
+        .filter(&AccuracyFilter::default())
+        .advantage(&GroupNorm::default())
 }
 
-impl Default for Srpo {
-    fn default() -> Self {
-        Self {
-            progress: Progress::default(),
-            reward_coef: 5.0,
-            grpo: Grpo {
-                clip_high: 0.28,
-                dual_clip: 10_000.0,
-                aggregation: Aggregation::SeqMeanTokenMean,
-                filter: AccuracyFilter::default(),
-                ..Grpo::default()
-            },
-        }
+impl Block for Progress {
+    fn needs(&self) -> Vec<Input> {
+        vec![EMBEDDINGS, SUCCESS, TASK_IDS]
+    }
+
+    fn gives(&self) -> Vec<Input> {
+        vec![REWARDS]
+    }
+
+    fn validate(&self) -> Result<()> {
+        let least = |name, got: f64, low: f64, expected| {
+            if got >= low && got.is_finite() { Ok(()) } else { Err(Error::Setting { name, got, expected }) }
+        };
+        least("coef", self.coef, 0.0, "0 or more")?;
+        least("fail_max", self.fail_max, 0.0, "0 or more")?;
+        least("steepness", self.steepness, f64::MIN, "a finite number")?;
+        least("offset", self.offset, f64::MIN, "a finite number")?;
+        least("alpha", self.alpha, f64::MIN, "a finite number")?;
+        least("range_epsilon", self.range_epsilon, 0.0, "0 or more")?;
+        least("dbscan_eps", self.dbscan_eps, 0.0, "0 (no clusters) or more")?;
+        least("missing_success", self.missing_success, 0.0, "0 or more")
+    }
+
+    fn describe(&self) -> String {
+        let norm = match self.norm {
+            ProgressNorm::Minmax => format!("{} sigmoid of the relative distance", self.fail_max),
+            ProgressNorm::Zscore => "sigmoid of the distance's z score".into(),
+        };
+        format!("success 1, failures by closeness to successes ({norm}), times {}", self.coef)
     }
 }
 
-impl Srpo {
-    /// The composition: GRPO's.
-    pub fn recipe(&self) -> Objective {
-        self.grpo.recipe()
+impl Kind for Progress {
+    const KIND: &'static str = "progress";
+}
+
+impl Reward for Progress {
+    fn shape(&self, batch: &mut Batch, _state: &mut State) -> Result<()> {
+        let success: Vec<bool> = batch.numbers(SUCCESS)?.iter().map(|&x| x != 0.0).collect();
+        let out = progress_rewards(batch.vectors(EMBEDDINGS)?, &success, batch.ids(TASK_IDS)?, self)?;
+        let rewards: Vec<f64> = out.rewards.iter().map(|r| r * self.coef).collect();
+        batch.set(REWARDS, rewards)
     }
 }
 

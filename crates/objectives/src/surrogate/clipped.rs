@@ -5,8 +5,10 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{larger, log_ratio, smaller};
+use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
+use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::error::{Error, Result};
-use crate::kl::clamp;
+use crate::table::Table;
 
 /// Bounds of the ratio.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,7 +18,8 @@ pub struct ClippedRatio {
     pub clip_low: f64,
     /// Ratios above 1 + high do not profit further. At least 0.
     pub clip_high: f64,
-    /// For negative advantages the loss never exceeds -A times this, > 1; absent turns dual clip off.
+    /// For negative advantages the loss never exceeds -A times this, > 1; 0 turns dual clip off.
+    #[serde(with = "off_is_zero")]
     pub dual_clip: Option<f64>,
 }
 
@@ -49,12 +52,29 @@ impl ClippedRatio {
         old_log_probs: &Tensor,
         advantages: &Tensor,
     ) -> Result<ClipOutcome> {
+        let edge = |x: f64| Ok::<_, Error>((advantages.ones_like()?.detach() * x)?);
+        let (low, high) = (edge(1.0 - self.clip_low)?, edge(1.0 + self.clip_high)?);
+        self.loss_between(log_probs, old_log_probs, advantages, &low, &high)
+    }
+
+    /// The same with bounds of the ratio for every token, [B, T] each, in place of `clip_low` and `clip_high`.
+    ///
+    /// # Errors
+    /// Settings out of range, shapes that differ.
+    pub fn loss_between(
+        &self,
+        log_probs: &Tensor,
+        old_log_probs: &Tensor,
+        advantages: &Tensor,
+        low: &Tensor,
+        high: &Tensor,
+    ) -> Result<ClipOutcome> {
         self.validate()?;
         let d = log_ratio(log_probs, old_log_probs)?;
         let ratio = d.exp()?;
         let negative = advantages.detach().neg()?;
         let plain = (&negative * &ratio)?;
-        let bounded = (&negative * clamp(&ratio, 1.0 - self.clip_low, 1.0 + self.clip_high)?)?;
+        let bounded = (&negative * clamp_between(&ratio, low, high)?)?;
         let clipped = bounded.gt(&plain)?.to_dtype(plain.dtype())?;
         let worst = larger(&plain, &bounded)?;
         let (per_token, dual_clipped) = match self.dual_clip {
@@ -68,8 +88,20 @@ impl ClippedRatio {
         };
         Ok(ClipOutcome { per_token, clipped, dual_clipped, neg_log_ratio: d.detach().neg()? })
     }
+}
 
-    pub(crate) fn validate(&self) -> Result<()> {
+/// `x` inside [low, high], elementwise; the gradient is that of `x` inside (edges included) and 0 outside.
+pub(crate) fn clamp_between(x: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+    let bounded = x.lt(low)?.where_cond(&low.detach(), x)?;
+    Ok(x.gt(high)?.where_cond(&high.detach(), &bounded)?)
+}
+
+impl Block for ClippedRatio {
+    fn needs(&self) -> Vec<Input> {
+        vec![LOG_PROBS, OLD_LOG_PROBS]
+    }
+
+    fn validate(&self) -> Result<()> {
         let wrong = |name, got, expected| Err(Error::Setting { name, got, expected });
         if !(0.0..=1.0).contains(&self.clip_low) {
             return wrong("clip_low", self.clip_low, "0 to 1");
@@ -81,5 +113,59 @@ impl ClippedRatio {
             Some(c) if !(c > 1.0 && c.is_finite()) => wrong("dual_clip", c, "greater than 1"),
             _ => Ok(()),
         }
+    }
+
+    fn describe(&self) -> String {
+        let dual = self.dual_clip.map_or(String::new(), |c| format!(", dual clip {c}"));
+        format!("clipped ratio [1 - {}, 1 + {}]{dual}", self.clip_low, self.clip_high)
+    }
+}
+
+impl Kind for ClippedRatio {
+    const KIND: &'static str = "clipped_ratio";
+}
+
+impl Surrogate for ClippedRatio {
+    fn loss(&self, batch: &Batch, signals: &Signals) -> Result<SurrogateLoss> {
+        let log_probs = batch.tensor(LOG_PROBS)?;
+        let old = batch.tensor(OLD_LOG_PROBS)?;
+        let advantages = signals.advantages.to_tensor(&log_probs)?;
+        let outcome = match &signals.bounds {
+            None => Self::loss(self, &log_probs, &old, &advantages)?,
+            Some((low, high)) => {
+                let (low, high) = (low.to_tensor(&log_probs)?, high.to_tensor(&log_probs)?);
+                self.loss_between(&log_probs, &old, &advantages, &low, &high)?
+            }
+        };
+        outcome.into_loss()
+    }
+}
+
+impl ClipOutcome {
+    /// For an objective.
+    ///
+    /// # Errors
+    /// Another rank than [B, T].
+    pub fn into_loss(self) -> Result<SurrogateLoss> {
+        let stats = vec![
+            ("clip_frac", Table::from_tensor(&self.clipped)?),
+            ("clip_frac_lower", Table::from_tensor(&self.dual_clipped)?),
+            ("approx_kl", Table::from_tensor(&self.neg_log_ratio)?),
+        ];
+        Ok(SurrogateLoss { terms: Terms::Tokens(self.per_token), stats })
+    }
+}
+
+/// TOML has no null: an absent dual clip is written as 0.
+mod off_is_zero {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[allow(clippy::ref_option)]
+    pub(super) fn serialize<S: Serializer>(x: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_f64(x.unwrap_or(0.0))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
+        Ok(Some(f64::deserialize(d)?).filter(|&c| c != 0.0))
     }
 }

@@ -4,6 +4,7 @@ mod clipped;
 mod others;
 mod value;
 
+pub(crate) use clipped::clamp_between;
 pub use clipped::{ClipOutcome, ClippedRatio};
 pub use others::{cispo, geo_mean, gpg, gspo, kl_cov, sapo};
 pub use value::clipped_value_loss;
