@@ -12,7 +12,10 @@ use crate::advantage::{
 use crate::aggregation::{Aggregation, Normaliser};
 use crate::filter::varying_groups;
 use crate::kl::{AdaptiveKl, KlEstimator};
-use crate::objective::{Objective, PolicyBatch};
+use crate::batch::{Batch, ENTROPY, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, Signals};
+use crate::objective::Objective;
+use crate::regularizer::{EntropyBonus, Kl};
+use crate::state::State;
 use crate::shaping::{dapo_overlong, kl_in_reward, soft_overlong};
 use crate::surrogate::{self, ClippedRatio, clipped_value_loss};
 use crate::table::Table;
@@ -187,17 +190,6 @@ impl LossCase {
             mask: case.table("response_mask")?,
         })
     }
-
-    fn batch(&self) -> PolicyBatch<'_> {
-        PolicyBatch {
-            log_probs: self.log_probs.as_tensor(),
-            old_log_probs: &self.old,
-            ref_log_probs: None,
-            entropy: None,
-            advantages: &self.advantages,
-            response_mask: &self.mask,
-        }
-    }
 }
 
 fn ratio(case: &Case) -> Result<ClippedRatio, Failure> {
@@ -209,14 +201,15 @@ fn ratio(case: &Case) -> Result<ClippedRatio, Failure> {
 }
 
 fn clipped_loss(case: &Case) -> Outcome {
-    let c = LossCase::read(case)?;
-    let parts = Objective::new(ratio(case)?, mode(case)?).loss(&c.batch(), &Normaliser::of(&c.mask))?;
+    let (log_probs, batch, signals) = case.policy_batch()?;
+    let objective = Objective::new(ratio(case)?, mode(case)?);
+    let parts = objective.loss(&batch, &signals, &batch.normaliser(), &State::default())?;
     Ok(Outputs::from([
         ("loss", values(&parts.loss)?),
-        ("grad_log_probs", gradient(&parts.loss, &c.log_probs)?),
-        ("clipfrac", vec![parts.clip_frac]),
-        ("clipfrac_lower", vec![parts.clip_frac_lower]),
-        ("ppo_kl", vec![parts.approx_kl]),
+        ("grad_log_probs", gradient(&parts.loss, &log_probs)?),
+        ("clipfrac", vec![parts.stat("clip_frac")]),
+        ("clipfrac_lower", vec![parts.stat("clip_frac_lower")]),
+        ("ppo_kl", vec![parts.stat("approx_kl")]),
     ]))
 }
 
@@ -256,27 +249,26 @@ fn actor_loss(case: &Case) -> Outcome {
     let (old, reference) = (case.tensor("old_log_probs")?, case.tensor("ref_log_probs")?);
     let (advantages, mask) = (case.table("advantages")?, case.table("response_mask")?);
     let aggregation = mode(case)?;
+    let kl = Kl { coef: case.param("kl_loss_coef")?, estimator: case.param("kl")?, ..Kl::default() };
     let objective = Objective {
-        kl: Some((case.param("kl")?, case.param("kl_loss_coef")?)),
-        entropy_coef: case.param("entropy_coeff")?,
+        regularizers: vec![Box::new(kl), Box::new(EntropyBonus { coef: case.param("entropy_coeff")? })],
         ..Objective::new(ratio(case)?, aggregation)
     };
-    let batch = PolicyBatch {
-        log_probs: &log_probs,
-        old_log_probs: &old,
-        ref_log_probs: Some(&reference),
-        entropy: Some(&entropy),
-        advantages: &advantages,
-        response_mask: &mask,
-    };
     let whole = Normaliser::of(&mask);
-    let parts = objective.loss(&batch, &whole)?;
+    let kl_loss = aggregation.apply(&kl.estimator.estimate(&log_probs, &reference)?, &mask, &whole)?;
+    let entropy_loss = aggregation.apply(&entropy, &mask, &whole)?;
+    let batch = Batch::new(mask)
+        .with(LOG_PROBS, log_probs.clone())?
+        .with(OLD_LOG_PROBS, old)?
+        .with(REF_LOG_PROBS, reference)?
+        .with(ENTROPY, entropy.clone())?;
+    let parts = objective.loss(&batch, &Signals::new(advantages), &whole, &State::default())?;
     Ok(Outputs::from([
         ("log_probs", values(&log_probs)?),
         ("entropy", values(&entropy)?),
         ("pg_loss", vec![parts.pg_loss]),
-        ("entropy_loss", values(&aggregation.apply(&entropy, &mask, &whole)?)?),
-        ("kl_loss", vec![parts.kl]),
+        ("entropy_loss", values(&entropy_loss)?),
+        ("kl_loss", values(&kl_loss)?),
         ("loss", values(&parts.loss)?),
         ("grad_logits", gradient(&parts.loss, &logits)?),
     ]))

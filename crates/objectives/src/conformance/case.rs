@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, Signals};
 use crate::error::Error;
 use crate::table::Table;
 
@@ -113,6 +114,21 @@ impl Case {
         Ok(Var::from_tensor(&self.tensor(name)?)?)
     }
 
+    /// `log_probs` with gradient, and a batch with whatever is there of `log_probs`, `old_log_probs`, `ref_log_probs`,
+    /// `response_mask` and `advantages` (zeros without).
+    pub fn policy_batch(&self) -> Result<(Var, Batch, Signals), Failure> {
+        let log_probs = self.var("log_probs")?;
+        let mask = self.table("response_mask")?;
+        let has = |name: &str| self.inputs.contains_key(name);
+        let advantages =
+            if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
+        let mut batch = Batch::new(mask).with(LOG_PROBS, log_probs.as_tensor().clone())?;
+        for input in [OLD_LOG_PROBS, REF_LOG_PROBS].into_iter().filter(|input| has(input.name)) {
+            batch.set(input, self.tensor(input.name)?)?;
+        }
+        Ok((log_probs, batch, Signals::new(advantages)))
+    }
+
     /// Largest relative error, if it is within the tolerance.
     pub fn compare<K: Borrow<str> + Ord>(&self, outputs: &BTreeMap<K, Vec<f64>>) -> Result<f64, Failure> {
         let (mut worst, mut place) = (0.0f64, None);
@@ -124,7 +140,7 @@ impl Case {
                 return Err(Failure::Length { name: name.clone(), got, expected });
             }
             for (index, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
-                let error = (got - expected).abs() / expected.abs().max(1.0);
+                let error = (got - expected).abs() / (1.0 + expected.abs());
                 let error = if error.is_nan() { f64::INFINITY } else { error };
                 if error > worst {
                     (worst, place) = (error, Some((name, index, got, expected)));

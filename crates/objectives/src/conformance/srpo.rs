@@ -7,7 +7,9 @@ use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{GroupNorm, Spread, group_norm};
 use crate::aggregation::{Aggregation, Normaliser};
 use crate::filter::AccuracyFilter;
-use crate::objective::{Objective, PolicyBatch};
+use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals};
+use crate::objective::Objective;
+use crate::state::State;
 use crate::papers::srpo::{Progress, ProgressNorm, progress_rewards};
 use crate::shaping::place_terminal;
 use crate::surrogate::ClippedRatio;
@@ -105,15 +107,14 @@ fn objective(case: &Case, aggregation: Aggregation) -> Result<Objective, Failure
 }
 
 fn loss(case: &Case) -> Outcome {
-    let (log_probs, old) = (case.var("log_probs")?, case.tensor("old_log_probs")?);
-    let (advantages, mask) = (case.table("advantages")?, case.table("response_mask")?);
-    let batch = batch(log_probs.as_tensor(), &old, &advantages, &mask);
-    let parts = objective(case, case.param("agg")?)?.loss(&batch, &Normaliser::of(&mask))?;
+    let (log_probs, batch, signals) = case.policy_batch()?;
+    let objective = objective(case, case.param("agg")?)?;
+    let parts = objective.loss(&batch, &signals, &batch.normaliser(), &State::default())?;
     Ok(Outputs::from([
         ("loss", values(&parts.loss)?),
-        ("clip_frac", vec![parts.clip_frac]),
-        ("approx_kl", vec![parts.approx_kl]),
-        ("clip_frac_lower", vec![parts.clip_frac_lower]),
+        ("clip_frac", vec![parts.stat("clip_frac")]),
+        ("approx_kl", vec![parts.stat("approx_kl")]),
+        ("clip_frac_lower", vec![parts.stat("clip_frac_lower")]),
         ("grad_log_probs", gradient(&parts.loss, &log_probs)?),
     ]))
 }
@@ -136,26 +137,11 @@ fn loss_sliced(case: &Case) -> Outcome {
         };
         let (a, m) = (part(&advantages)?, part(&mask)?);
         let (p, o) = (cut(log_probs.as_tensor())?, cut(&old)?);
-        let parts = objective.loss(&batch(&p, &o, &a, &m), &whole)?;
+        let batch = Batch::new(m).with(LOG_PROBS, p)?.with(OLD_LOG_PROBS, o)?;
+        let parts = objective.loss(&batch, &Signals::new(a), &whole, &State::default())?;
         total = (total + (parts.loss / accumulation)?)?;
     }
     Ok(Outputs::from([("loss", values(&total)?), ("grad_log_probs", gradient(&total, &log_probs)?)]))
-}
-
-fn batch<'a>(
-    log_probs: &'a Tensor,
-    old: &'a Tensor,
-    advantages: &'a Table,
-    mask: &'a Table,
-) -> PolicyBatch<'a> {
-    PolicyBatch {
-        log_probs,
-        old_log_probs: old,
-        ref_log_probs: None,
-        entropy: None,
-        advantages,
-        response_mask: mask,
-    }
 }
 
 /// The action bins are the last real ids of a padded vocabulary; masked tokens score 0.
