@@ -223,7 +223,7 @@ mod tests {
         let result = run_with(&path, others).unwrap().remove(0);
         assert_eq!(result.case, "a \"1.5");
         let Verdict::Failed { reason } = result.verdict else { panic!("{result:?}") };
-        assert!(reason.contains("worst error 2.000e-1 at index 0"), "{reason}");
+        assert!(reason.contains("worst error 1.429e-1 at index 0"), "{reason}");
     }
 
     #[test]
