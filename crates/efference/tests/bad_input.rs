@@ -32,7 +32,7 @@ prompts = 2
 group = 2
 mini_batch = 4
 encoder.frames = 4
-objective.grpo.filter = { lower = 0.0, upper = 1.0 }
+objective.filter.accuracy = { lower = 0.0, upper = 1.0 }
 [eval]
 episodes_per_task = 1
 [checkpoint]
@@ -182,20 +182,20 @@ fn unknown_keys_name_the_line_and_the_nearest() {
             "bad.toml:3:10: `model.shape.text.hiden_size`: unknown key (did you mean `model.shape.text.hidden_size`?)",
         ),
         (
-            "[rl]\nalgorithm = \"grpo\"\n[rl.objective]\nclip_lo = 0.1\n",
+            "[rl]\nalgorithm = \"grpo\"\n[rl.objective.surrogate]\nclip_lo = 0.1\n",
             &[],
-            "bad.toml:4:1: `rl.objective.clip_lo`: unknown key (did you mean `rl.objective.clip_low`?)",
+            "bad.toml:4:1: `rl.objective.surrogate.clip_lo`: unknown key (did you mean `rl.objective.surrogate.clip_low`?)",
         ),
         (
             "[rl]\nobjective.clip_low = 0.1\n",
             &[],
-            "bad.toml:2:11: `rl.objective.clip_low`: unknown key (`rl.objective.grpo.clip_low` exists",
+            "bad.toml:2:11: `rl.objective.clip_low`: unknown key (`rl.objective.surrogate.clip_low` exists",
         ),
         (
             "[rl]\n",
-            &["rl.objective.progress.fail_mx=0.5"],
-            "--set rl.objective.progress.fail_mx=0.5: `rl.objective.progress.fail_mx`: unknown key (did you mean \
-             `rl.objective.progress.fail_max`?)",
+            &["rl.objective.reward.progress.fail_mx=0.5"],
+            "--set rl.objective.reward.progress.fail_mx=0.5: `rl.objective.reward.progress.fail_mx`: unknown key (did \
+             you mean `rl.objective.reward.progress.fail_max`?)",
         ),
     ] {
         desk.refuses_config(text, sets, &[message]);
@@ -246,20 +246,20 @@ fn values_that_cannot_be_say_what_can() {
             "bad.toml:3:8: `model.shape.vision.image_size`: the images have `env.image_size` = 64 px",
         ),
         (
-            "[rl]\nobjective.grpo.aggregation = \"token\"\n",
-            "bad.toml:2:16: `rl.objective.grpo.aggregation`: unknown variant `token`, expected one of `token-mean`",
+            "[rl]\nobjective.aggregation = \"token\"\n",
+            "bad.toml:2:11: `rl.objective.aggregation`: unknown variant `token`, expected one of `token-mean`",
         ),
         (
-            "[rl]\nobjective.grpo.clip_low = -1.0\n",
-            "bad.toml:2:16: `rl.objective.grpo.clip_low`: -1 is out of range (`clip_low`: 0 to 1)",
+            "[rl]\nobjective.surrogate.clip_low = -1.0\n",
+            "bad.toml:2:21: `rl.objective.surrogate.clip_low`: -1 is out of range (`clip_low`: 0 to 1)",
         ),
         (
-            "[rl]\nobjective.grpo.filter.lower = 2.0\n",
-            "`rl.objective.grpo.filter.lower`: 2 is out of range (`filter.lower`: between 0 and `upper`",
+            "[rl]\nobjective.filter.accuracy.lower = 2.0\n",
+            "`rl.objective.filter.accuracy.lower`: 2 is out of range (`filter.lower`: between 0 and `upper`",
         ),
         (
-            "[rl]\nobjective.progress.dbscan_min_samples = \"two\"\n",
-            "`rl.objective.progress.dbscan_min_samples`: expected a whole number, got the text \"two\" (for example: \
+            "[rl]\nobjective.reward.progress.dbscan_min_samples = \"two\"\n",
+            "`rl.objective.reward.progress.dbscan_min_samples`: expected a whole number, got the text \"two\" (for example: \
              dbscan_min_samples = 2)",
         ),
     ] {

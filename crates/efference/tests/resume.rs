@@ -32,7 +32,8 @@ prompts = 2
 group = 3
 mini_batch = 6
 encoder.frames = 4
-objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
+objective.filter.accuracy = { lower = 0.0, upper = 1.0 }
+objective.regularizer.entropy_bonus.coef = 0.01
 [eval]
 episodes_per_task = 3
 [checkpoint]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use efference_nets::{
+use efference_nets::{Draw, 
     EpisodeEncoder, ParamStore, RandomConv, SpecialIds, Vla, VlaConfig, VlaInput, action_nll,
 };
 
@@ -45,8 +45,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
         for rows in [1, 8, 48] {
             let look = input(&config, rows)?;
-            let seeds: Vec<u64> = (0..rows as u64).collect();
-            let secs = best(|| Ok(net.sample(&look, 1.6, &seeds).map(|_| ())?))?;
+            let draws: Vec<Draw> = (0..rows as u64).map(Draw::Tokens).collect();
+            let secs = best(|| Ok(net.sample(&look, 1.6, &draws).map(|_| ())?))?;
             let rate = rows as f64 / secs;
             println!(
                 "  batch {rows:>2}: {rate:>6.0} decisions/s sampled ({:.1} GFLOP/s)",

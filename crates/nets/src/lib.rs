@@ -26,7 +26,7 @@ pub use episode_encoder::{EpisodeEncoder, RandomConv, sample_frame_indices};
 pub use error::{Error, Result};
 pub use params::{Init, ParamPath, ParamStore};
 pub use pixels::pixels_from_rgb;
-pub use sampling::{Noise, Sampling, sample_bins};
+pub use sampling::{Draw, sample_bins};
 pub use sft::action_nll;
 pub use tokenizer::{BUILT_IN_TOKENIZER, PromptIds, Tokenizer, prompt_text};
 pub use vla::{Choice, SpecialIds, Vla, VlaInput, score_logits};

@@ -7,71 +7,63 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// How the random numbers of a chunk hang together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Noise {
-    /// Every token has its own.
-    #[default]
-    Token,
-    /// The K steps of a chunk share one random number per action dimension: all of them come from the same quantile of
-    /// their distributions, so that a chunk deviates in one direction instead of trembling around its mean. Each token
-    /// alone is still drawn exactly from its distribution; tokens of one dimension are no longer independent.
-    Chunk,
+/// The random numbers of one row; temperature 0 needs none.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Draw {
+    /// Every token has its own, from this seed.
+    Tokens(u64),
+    /// The K steps of a chunk share one number in [0, 1] per action dimension, [A]: all of them come from the same
+    /// quantile of their distributions, so that a chunk deviates in one direction instead of trembling around its mean.
+    /// Each token alone is still drawn exactly from its distribution; tokens of one dimension are no longer independent.
+    Chunk(Vec<f64>),
 }
 
-/// How to choose bins. A bare temperature means independent tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the most likely bin (the first of equals).
-    pub temperature: f64,
-    /// Ignored at temperature 0.
-    pub noise: Noise,
-}
-
-impl From<f64> for Sampling {
-    fn from(temperature: f64) -> Self {
-        Self { temperature, noise: Noise::Token }
+impl From<u64> for Draw {
+    fn from(seed: u64) -> Self {
+        Self::Tokens(seed)
     }
 }
 
 /// Draws one bin for every token of every row.
 ///
-/// `logits` [B, K * A, V]; `seeds` [B], one per row, so that a row's draw does not depend on its batch; `action_dim` A.
-/// Returns [B][K * A].
+/// `logits` [B, K * A, V]; `draws` [B], one per row, so that a row's bins do not depend on its batch; `action_dim` A;
+/// temperature 0 takes the most likely bin (the first of equals). Returns [B][K * A].
 ///
 /// # Errors
 /// Shapes that do not fit, or a temperature that is negative or not finite.
 pub fn sample_bins(
     logits: &Tensor,
-    sampling: Sampling,
+    temperature: f64,
     action_dim: usize,
-    seeds: &[u64],
+    draws: &[Draw],
 ) -> Result<Vec<Vec<u32>>> {
     let (b, t, v) = logits.dims3()?;
-    if seeds.len() != b || v == 0 || action_dim == 0 || !t.is_multiple_of(action_dim) {
-        let expected = format!("[{}, K * {action_dim}, V] to go with {} seeds", seeds.len(), seeds.len());
+    let fits = |draw: &Draw| matches!(draw, Draw::Chunk(numbers) if numbers.len() != action_dim);
+    if draws.len() != b || v == 0 || action_dim == 0 || !t.is_multiple_of(action_dim) || draws.iter().any(fits) {
+        let expected = format!("[{n}, K * {action_dim}, V] to go with {n} draws", n = draws.len());
         return Err(Error::Input { name: "logits", got: vec![b, t, v], expected });
     }
-    let temperature = sampling.temperature;
     if !(temperature.is_finite() && temperature >= 0.0) {
         let expected = "0 or a positive number".into();
         return Err(Error::Config { field: "temperature", got: temperature.to_string(), expected });
     }
     let values = logits.flatten_all()?.to_vec1::<f32>()?;
-    let rows = values.par_chunks(t * v).zip(seeds);
+    let rows = values.par_chunks(t * v).zip(draws);
     Ok(rows
-        .map(|(row, &seed)| {
+        .map(|(row, numbers)| {
             let tokens = row.chunks_exact(v);
             if temperature == 0.0 {
                 return tokens.map(arg_max).collect();
             }
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let numbers = match sampling.noise {
-                Noise::Token => t,
-                Noise::Chunk => action_dim,
-            };
-            let uniform: Vec<f64> = (0..numbers).map(|_| rng.random()).collect();
-            tokens.zip(uniform.iter().cycle()).map(|(logits, &u)| draw(logits, temperature, u)).collect()
+            match numbers {
+                Draw::Tokens(seed) => {
+                    let mut rng = ChaCha8Rng::seed_from_u64(*seed);
+                    tokens.map(|logits| draw(logits, temperature, rng.random())).collect()
+                }
+                Draw::Chunk(numbers) => {
+                    tokens.zip(numbers.iter().cycle()).map(|(logits, &u)| draw(logits, temperature, u)).collect()
+                }
+            }
         })
         .collect())
 }
@@ -86,7 +78,7 @@ fn arg_max(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// Inverse transform in f64 of a number in [0, 1).
+/// Inverse transform in f64 of a number in [0, 1].
 fn draw(logits: &[f32], temperature: f64, uniform: f64) -> u32 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let weight = |&x: &f32| ((f64::from(x) - max) / temperature).exp();
@@ -117,13 +109,17 @@ mod tests {
         Tensor::from_vec(one.repeat(rows * 3), (rows, 3, 4), &Device::Cpu).unwrap()
     }
 
+    fn tokens(seeds: &[u64]) -> Vec<Draw> {
+        seeds.iter().map(|&seed| seed.into()).collect()
+    }
+
     #[test]
     fn frequencies_follow_the_temperature() {
         let rows = 4000;
         let seeds: Vec<u64> = (0..rows as u64).collect();
         for temperature in [0.5, 1.0, 1.6] {
             let mut counts = [0.0f64; 4];
-            for bin in sample_bins(&logits(rows), (temperature).into(), 3, &seeds).unwrap().concat() {
+            for bin in sample_bins(&logits(rows), temperature, 3, &tokens(&seeds)).unwrap().concat() {
                 counts[bin as usize] += 1.0;
             }
             let n: f64 = counts.iter().sum();
@@ -143,19 +139,18 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_top_and_a_row_does_not_depend_on_its_batch() {
-        assert_eq!(sample_bins(&logits(2), (0.0).into(), 3, &[5, 6]).unwrap(), [[2, 2, 2], [2, 2, 2]]);
-        let all = sample_bins(&logits(3), (1.0).into(), 3, &[5, 6, 7]).unwrap();
-        let alone = sample_bins(&logits(1), (1.0).into(), 3, &[6]).unwrap();
+        assert_eq!(sample_bins(&logits(2), 0.0, 3, &tokens(&[5, 6])).unwrap(), [[2, 2, 2], [2, 2, 2]]);
+        let all = sample_bins(&logits(3), 1.0, 3, &tokens(&[5, 6, 7])).unwrap();
+        let alone = sample_bins(&logits(1), 1.0, 3, &tokens(&[6])).unwrap();
         assert_eq!(all[1], alone[0]);
     }
 
     #[test]
     fn a_shared_number_keeps_every_tokens_distribution_and_moves_a_chunk_as_one() {
         let rows = 4000;
-        let seeds: Vec<u64> = (0..rows as u64).collect();
-        let sampling = Sampling { temperature: 1.0, noise: Noise::Chunk };
+        let draws: Vec<Draw> = (0..rows).map(|i| Draw::Chunk(vec![(i as f64 + 0.5) / rows as f64])).collect();
         // Three tokens with the same logits are three steps of one dimension.
-        let bins = sample_bins(&logits(rows), sampling, 1, &seeds).unwrap();
+        let bins = sample_bins(&logits(rows), 1.0, 1, &draws).unwrap();
         assert!(bins.iter().all(|row| row[0] == row[1] && row[1] == row[2]));
         let z: f64 = (0..3).map(|i| f64::from(i).exp()).sum();
         for i in 0..3u32 {
@@ -166,15 +161,13 @@ mod tests {
                 "{i}: {count} against {p}"
             );
         }
-        // With three dimensions nothing is shared, and the draw is that of independent tokens.
-        let alone = sample_bins(&logits(rows), 1.0.into(), 3, &seeds).unwrap();
-        assert_eq!(sample_bins(&logits(rows), sampling, 3, &seeds).unwrap(), alone);
     }
 
     #[test]
     fn bad_input_is_refused() {
-        assert!(sample_bins(&logits(2), (1.0).into(), 3, &[1]).is_err());
-        assert!(sample_bins(&logits(1), (f64::NAN).into(), 3, &[1]).is_err());
-        assert!(sample_bins(&logits(1), (-1.0).into(), 3, &[1]).is_err());
+        assert!(sample_bins(&logits(2), 1.0, 3, &tokens(&[1])).is_err());
+        assert!(sample_bins(&logits(1), f64::NAN, 3, &tokens(&[1])).is_err());
+        assert!(sample_bins(&logits(1), -1.0, 3, &tokens(&[1])).is_err());
+        assert!(sample_bins(&logits(1), 1.0, 3, &[Draw::Chunk(vec![0.5])]).is_err());
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::llama::{Llama, Sight};
 use crate::params::{Init, ParamPath, ParamStore};
 use crate::projector::{PatchProjector, ProprioProjector};
-use crate::sampling::{Sampling, sample_bins};
+use crate::sampling::{Draw, sample_bins};
 use crate::vit::SiglipVision;
 
 /// What the policy looks at, B rows.
@@ -130,20 +130,18 @@ impl Vla {
         score_logits(&self.forward(input)?, bins, temperature)
     }
 
-    /// Chooses a chunk for every row. `seeds` [B] belong to the rows; temperature 0 takes the most likely bins.
+    /// Chooses a chunk for every row. `draws` [B] belong to the rows; temperature 0 takes the most likely bins.
     ///
     /// # Errors
     /// Shapes that do not fit, or a temperature that is negative or not finite.
     pub fn sample(
         &self,
         input: &VlaInput,
-        sampling: impl Into<Sampling>,
-        seeds: &[u64],
+        temperature: f64,
+        draws: &[Draw],
     ) -> Result<Vec<Choice>> {
-        let sampling = sampling.into();
-        let temperature = sampling.temperature;
         let logits = self.infer(input)?; // [B, K*A, 256]
-        let bins = sample_bins(&logits, sampling, self.config.action_dim, seeds)?;
+        let bins = sample_bins(&logits, temperature, self.config.action_dim, draws)?;
         let rows: Vec<&[u32]> = bins.iter().map(Vec::as_slice).collect();
         let scores = score_logits(&logits, &rows, if temperature > 0.0 { temperature } else { 1.0 })?;
         let log_probs = scores.log_probs.to_vec2::<f32>()?;

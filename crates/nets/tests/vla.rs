@@ -167,7 +167,7 @@ fn what_was_sampled_is_scored_with_the_same_bits() {
     let (_, net) = network(&config, 4);
     let seeds = [21, 22, 23];
     for temperature in [1.6, 0.0] {
-        let choices = net.sample(&input(&config, &seeds), temperature, &[7, 8, 9]).unwrap();
+        let choices = net.sample(&input(&config, &seeds), temperature, &[7.into(), 8.into(), 9.into()]).unwrap();
         let rows: Vec<&[u32]> = choices.iter().map(|c| c.ids.as_slice()).collect();
         let at = if temperature > 0.0 { temperature } else { 1.0 };
         let scores = net.score(&input(&config, &seeds), &rows, at).unwrap();
@@ -176,7 +176,7 @@ fn what_was_sampled_is_scored_with_the_same_bits() {
         };
         assert_eq!(flat(|c| &c.log_probs), bits(&scores.log_probs));
         assert_eq!(flat(|c| &c.entropy), bits(&scores.entropy));
-        let alone = net.sample(&input(&config, &seeds[1..2]), temperature, &[8]).unwrap();
+        let alone = net.sample(&input(&config, &seeds[1..2]), temperature, &[8.into()]).unwrap();
         assert_eq!(alone[0], choices[1]);
     }
 }
@@ -304,7 +304,7 @@ fn wrong_input_is_named() {
     assert!(net.score(&look, &[&[1, 2]], 1.0).is_err());
     assert!(net.score(&look, &[&[256; 14]], 1.0).is_err());
     assert!(net.score(&look, &[&[0; 14]], 0.0).is_err());
-    assert!(net.sample(&look, 1.0, &[1, 2]).is_err());
+    assert!(net.sample(&look, 1.0, &[1.into(), 2.into()]).is_err());
     let build = |config: &VlaConfig, special| Vla::new(&mut ParamStore::new(0, Device::Cpu), config, special);
     assert!(build(&config, SpecialIds { eos: 9999, ..SPECIAL }).is_err());
     assert!(build(&VlaConfig { chunk: 0, ..tiny() }, SPECIAL).is_err());

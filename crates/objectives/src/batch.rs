@@ -77,6 +77,8 @@ pub const VALUES: Input = Input::new("values", "[B, T]", "a critic's value of ev
 pub const TURN_IDS: Input = Input::new("turn_ids", "[B, T]", "turn of every token, -1 where there is none");
 /// What a frozen encoder makes of a sequence.
 pub const EMBEDDINGS: Input = Input::new("embeddings", "[B, E]", "vector of every sequence from a frozen encoder");
+/// How close to its goal a sequence came, as a reward block sees it.
+pub const PROGRESS: Input = Input::new("progress", "[B]", "how close to its goal every sequence came, 0 to 1");
 /// Pair of every sequence; the preferred one stands first.
 pub const PAIR_IDS: Input = Input::new("pair_ids", "[B]", "which two sequences are compared, preferred one first");
 
@@ -318,6 +320,23 @@ impl Batch {
             Some(index) => Err(Error::NotFinite { name: "rewards", index, got: outcomes[index] }),
             None => Ok(outcomes),
         }
+    }
+
+    /// The batch with another response mask of the same shape; tokens that it takes away read 0 from now on.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn masked(self, response_mask: Table) -> Result<Self> {
+        response_mask.same_shape("response_mask", &self.response_mask)?;
+        let mut fields = self.fields;
+        for field in fields.values_mut() {
+            if let Field::Tensor(x) = field
+                && x.dims() == [response_mask.rows, response_mask.cols]
+            {
+                *x = keep_where(x, &response_mask)?;
+            }
+        }
+        Ok(Self { response_mask, fields })
     }
 
     /// The sequences `rows`, in that order.

@@ -180,6 +180,39 @@ impl Composition {
     }
 }
 
+impl Composition {
+    /// Every key that [`Composition::with`] may be given beside `over`'s own `kind`s, with a value of its type: what a
+    /// reader of configurations compares `over` with to name a misspelt key.
+    pub fn keys(&self, over: &toml::Table) -> toml::Table {
+        let mut keys = toml::Table::new();
+        keys.insert("aggregation".into(), toml::Value::try_from(self.aggregation).unwrap_or("".into()));
+        let defaults = |block: &BlockKind| {
+            let mut table = (block.defaults)().unwrap_or_default();
+            table.insert("kind".into(), block.kind.into());
+            table
+        };
+        for (role, own) in [
+            (Role::Advantage, self.advantage.as_ref()),
+            (Role::Bounds, self.bounds.as_ref()),
+            (Role::Surrogate, Some(&self.surrogate)),
+        ] {
+            let asked = over.get(role.key()).and_then(|block| block.get("kind"));
+            let kind = asked.or_else(|| own.and_then(|block| block.get("kind")));
+            let found = block_kinds().find(|b| b.role == role && kind.and_then(toml::Value::as_str) == Some(b.kind));
+            let mut table = found.map(defaults).unwrap_or_default();
+            table.insert("kind".into(), "a name".into());
+            keys.insert(role.key().into(), toml::Value::Table(table));
+        }
+        for role in [Role::Reward, Role::Filter, Role::Weight, Role::Regularizer] {
+            let of_role = block_kinds().filter(|b| b.role == role);
+            let tables = of_role.map(|b| (b.kind.to_string(), toml::Value::Table(defaults(b))));
+            let list = over.get(role.key()).filter(|value| value.is_array()).cloned();
+            keys.insert(role.key().into(), list.unwrap_or_else(|| toml::Value::Table(tables.collect())));
+        }
+        keys
+    }
+}
+
 fn lay_on_list(blocks: &mut Vec<toml::Value>, changes: &toml::Table) -> std::result::Result<(), String> {
     for (kind, settings) in changes {
         let toml::Value::Table(settings) = settings else {

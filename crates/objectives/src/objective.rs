@@ -134,9 +134,23 @@ impl Objective {
     /// # Errors
     /// A missing input, numbers that are not finite, settings out of range.
     pub fn prepare(&self, mut batch: Batch, state: &mut State) -> Result<Prepared> {
-        for reward in &self.rewards {
-            reward.shape(&mut batch, state)?;
-        }
+        self.shape_rewards(&mut batch, state)?;
+        self.prepare_rewarded(batch, state)
+    }
+
+    /// The first part of [`Objective::prepare`]: rewards of the whole batch.
+    ///
+    /// # Errors
+    /// As [`Objective::prepare`].
+    pub fn shape_rewards(&self, batch: &mut Batch, state: &mut State) -> Result<()> {
+        self.rewards.iter().try_for_each(|reward| reward.shape(batch, state))
+    }
+
+    /// The second part of [`Objective::prepare`]: filters, advantages and token rules of a batch that has its rewards.
+    ///
+    /// # Errors
+    /// As [`Objective::prepare`].
+    pub fn prepare_rewarded(&self, batch: Batch, state: &mut State) -> Result<Prepared> {
         let mut keep = vec![true; batch.rows()];
         for filter in &self.filters {
             let flags = filter.keep(&batch, state)?;

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 
 use efference_envs::Env;
-use efference_nets::Sampling;
+use efference_nets::Draw;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::noise::Noise;
 use crate::policy::{Look, VlaPolicy};
-use crate::seeds::{Purpose, seed_for};
 use crate::trajectory::{Decision, EpisodePlan, Trajectory};
 
 /// Makes environments for tasks. Shared by threads; making one should be cheap (the model is shared).
@@ -30,8 +30,10 @@ pub trait EnvSource: Sync {
 /// How to run episodes.
 #[derive(Clone, Debug)]
 pub struct CollectOptions {
-    /// How action tokens are drawn.
-    pub sampling: Sampling,
+    /// Sampling temperature of the action tokens; 0 takes the most likely action.
+    pub temperature: f64,
+    /// How their random numbers hang together.
+    pub noise: Noise,
     /// Environments that run at the same time. Changes memory and speed, never a result.
     pub slots: usize,
     /// Keep the state before every control step, so that frames can be drawn afterwards.
@@ -115,8 +117,9 @@ impl<'s> Collector<'s> {
             // 2. one batched decision
             let (rows, looks): (Vec<usize>, Vec<Look>) =
                 looks.into_iter().enumerate().filter_map(|(i, look)| Some((i, look?))).unzip();
-            let seeds: Vec<u64> = rows.iter().map(|&i| self.slots[i].query_seed()).collect();
-            let choices = policy.sample(&looks, options.sampling, &seeds)?;
+            let dims = policy.action_dim();
+            let draws: Vec<Draw> = rows.iter().map(|&i| self.slots[i].draw(options.noise, dims)).collect();
+            let choices = policy.sample(&looks, options.temperature, &draws)?;
             let mut chosen: Vec<Option<Decision>> = (0..active).map(|_| None).collect();
             for ((row, look), choice) in rows.into_iter().zip(looks).zip(choices) {
                 chosen[row] = Some(Decision {
@@ -192,10 +195,9 @@ impl Slot {
         Ok(Some(Look { pixels, proprio: playing.proprio, prompt: playing.trajectory.prompt.clone() }))
     }
 
-    fn query_seed(&self) -> u64 {
-        self.playing.as_ref().map_or(0, |p| {
-            let t = &p.trajectory;
-            seed_for(t.plan.action_seed, Purpose::Actions, &[t.decisions.len() as u64])
+    fn draw(&self, noise: Noise, action_dim: usize) -> Draw {
+        self.playing.as_ref().map_or(Draw::Tokens(0), |p| {
+            noise.draw(&p.trajectory.plan, p.trajectory.decisions.len() as u64, action_dim)
         })
     }
 

@@ -6,6 +6,7 @@
 pub mod collect;
 pub mod demonstrate;
 pub mod error;
+pub mod noise;
 pub mod policy;
 pub mod seeds;
 pub mod trajectory;
@@ -13,6 +14,7 @@ pub mod trajectory;
 pub use collect::{CollectOptions, Collector, EnvSource};
 pub use demonstrate::demonstrate;
 pub use error::{Error, Result};
+pub use noise::Noise;
 pub use policy::{Look, VlaPolicy};
 pub use seeds::{Purpose, seed_for};
 pub use trajectory::{Decision, EpisodePlan, Prompt, Trajectory};

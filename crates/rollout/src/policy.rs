@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use efference_nets::{
-    Choice, ParamStore, Quantiles, Sampling, Tokenizer, Vla, VlaInput, decode_action, encode_action,
+    Choice, Draw, ParamStore, Quantiles, Tokenizer, Vla, VlaInput, decode_action, encode_action,
     pixels_from_rgb,
 };
 use efference_ops::TokenScores;
@@ -108,21 +108,21 @@ impl VlaPolicy {
         })
     }
 
-    /// Chooses a chunk for every look. `seeds` [B] belong to the looks; temperature 0 takes the most likely bins.
+    /// Chooses a chunk for every look. `draws` [B] belong to the looks; temperature 0 takes the most likely bins.
     ///
     /// # Errors
     /// Shapes that do not fit.
     pub fn sample(
         &self,
         looks: &[Look],
-        sampling: impl Into<Sampling>,
-        seeds: &[u64],
+        temperature: f64,
+        draws: &[Draw],
     ) -> Result<Vec<Choice>> {
         if looks.is_empty() {
             return Ok(Vec::new());
         }
         let input = self.input(looks.iter().map(|l| (l.pixels.as_slice(), &l.proprio, &*l.prompt)))?;
-        Ok(self.net.sample(&input, sampling, seeds)?)
+        Ok(self.net.sample(&input, temperature, draws)?)
     }
 
     /// Log-probabilities and entropies of what was chosen, both [D, K*A] and differentiable.

@@ -37,6 +37,9 @@ pub struct EpisodePlan {
     pub env_seed: u64,
     /// Seed of the sampled actions; unused at temperature 0.
     pub action_seed: u64,
+    /// Draw from the opposite quantiles: of two episodes with one action seed, one deviates the other way (antithetic
+    /// sampling).
+    pub mirrored: bool,
     /// Which prompt (task and initial state) this belongs to: the group of the advantage.
     pub group: u64,
 }

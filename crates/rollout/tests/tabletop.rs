@@ -6,7 +6,7 @@ use efference_envs::tabletop::{CAMERAS, TabletopEnv, TabletopOptions, train_seed
 use efference_envs::{ACTION_DIM, Env, PROPRIO_DIM};
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
 use efference_rollout::{
-    CollectOptions, Collector, Decision, EnvSource, EpisodePlan, Error, Trajectory, VlaPolicy,
+    CollectOptions, Noise, Collector, Decision, EnvSource, EpisodePlan, Error, Trajectory, VlaPolicy,
 };
 
 struct Tabletop {
@@ -46,6 +46,7 @@ fn plans() -> Vec<EpisodePlan> {
             task: tasks[i % 3].into(),
             env_seed: train_seed(i as u64 / 2),
             action_seed: 100 + i as u64,
+            mirrored: false,
             group: (i / 2) as u64,
         })
         .collect()
@@ -59,7 +60,7 @@ fn run(
     threads: usize,
 ) -> Vec<Trajectory> {
     let source = tabletop();
-    let options = CollectOptions { sampling: temperature.into(), slots, keep_snapshots: true };
+    let options = CollectOptions { temperature, noise: Noise::Token, slots, keep_snapshots: true };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| Collector::new(&source).collect(policy, plans, &options, &mut |_| true)).unwrap()
 }
@@ -131,7 +132,7 @@ fn greedy_ignores_the_seed_and_chunks_round_trip() {
 #[test]
 fn an_unknown_task_is_an_error_and_a_stop_is_none() {
     let (policy, source) = (policy(1), tabletop());
-    let options = CollectOptions { sampling: 1.6.into(), slots: 2, keep_snapshots: false };
+    let options = CollectOptions { temperature: 1.6, noise: Noise::Token, slots: 2, keep_snapshots: false };
     let mut bad = plans();
     bad[1].task = "pick_red_cub".into();
     let error = Collector::new(&source).collect(&policy, &bad, &options, &mut |_| true).unwrap_err();

@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use efference_data::atomic;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -162,43 +160,6 @@ fn compare(field: &str, expected: &Value, got: &Value, out: &mut Vec<Difference>
     }
 }
 
-/// Position of a random stream: enough to continue it bit for bit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RngState {
-    /// Key, 64 hex digits.
-    pub seed: String,
-    /// Stream number.
-    pub stream: u64,
-    /// 32-bit words drawn so far, as a decimal number (it has 68 bits, more than JSON numbers carry).
-    pub word_pos: String,
-}
-
-impl RngState {
-    /// Where `rng` stands.
-    pub fn of(rng: &ChaCha8Rng) -> Self {
-        Self {
-            seed: hex(&rng.get_seed()),
-            stream: rng.get_stream(),
-            word_pos: rng.get_word_pos().to_string(),
-        }
-    }
-
-    /// A generator that goes on from here; `None` if a field was damaged.
-    pub fn restore(&self) -> Option<ChaCha8Rng> {
-        let mut seed = [0u8; 32];
-        if self.seed.len() != 64 || !self.seed.is_ascii() {
-            return None;
-        }
-        for (i, byte) in seed.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&self.seed[2 * i..2 * i + 2], 16).ok()?;
-        }
-        let mut rng = ChaCha8Rng::from_seed(seed);
-        rng.set_stream(self.stream);
-        rng.set_word_pos(self.word_pos.parse().ok()?);
-        Some(rng)
-    }
-}
-
 /// Where the run stands, apart from tensors.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainState {
@@ -212,18 +173,15 @@ pub struct TrainState {
     pub config: String,
     /// Length of `metrics.jsonl` in bytes at this moment.
     pub metrics_bytes: u64,
-    /// Random streams by name.
-    #[serde(default)]
-    pub rng: BTreeMap<String, RngState>,
     /// Positions in data and other counts by name, for example skipped steps.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
     /// Numbers by name, for example success before RL.
     #[serde(default)]
     pub numbers: BTreeMap<String, f64>,
-    /// State of the objective's blocks that outlives a step.
+    /// What the objective's blocks remember.
     #[serde(default)]
-    pub algorithm: Value,
+    pub objective: efference_objectives::State,
     /// Success tables measured so far, in order.
     #[serde(default)]
     pub evals: Vec<crate::evaluate::EvalTable>,
@@ -290,17 +248,6 @@ impl Checkpoint {
         } else {
             Err(CheckpointError::Different { path: self.path.clone(), differences })
         }
-    }
-
-    /// The random stream `name`.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Corrupt`] if it is not there or damaged.
-    pub fn rng(&self, name: &str) -> Result<ChaCha8Rng, CheckpointError> {
-        self.state.rng.get(name).and_then(RngState::restore).ok_or_else(|| CheckpointError::Corrupt {
-            path: self.path.join(STATE),
-            why: format!("the random stream \"{name}\" is missing or damaged"),
-        })
     }
 }
 

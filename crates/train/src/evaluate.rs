@@ -1,7 +1,7 @@
 //! Success on the fixed evaluation states.
 
 use efference_envs::tabletop::eval_seed;
-use efference_rollout::{CollectOptions, Collector, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for};
+use efference_rollout::{CollectOptions, Noise, Collector, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for};
 use serde::{Deserialize, Serialize};
 
 use crate::config::EvalConfig;
@@ -48,11 +48,12 @@ pub fn evaluate(
                 env_seed: eval_seed(i),
                 // Fixed, so that a sampled evaluation is as repeatable as a greedy one.
                 action_seed: seed_for(0, Purpose::Actions, &[eval_seed(i), t as u64]),
+                mirrored: false,
                 group: plans.len() as u64,
             });
         }
     }
-    let options = CollectOptions { sampling: config.temperature.into(), slots: SLOTS, keep_snapshots };
+    let options = CollectOptions { temperature: config.temperature, noise: Noise::Token, slots: SLOTS, keep_snapshots };
     let trajectories = Collector::new(world).collect(policy, &plans, &options, &mut |done| {
         on_finished(done);
         !stop.requested()

@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod heldout;
 pub mod metrics;
 pub mod optimise;
+mod packing;
 mod parts;
 pub mod policy_file;
 pub mod progress;

@@ -111,6 +111,11 @@ impl Optimiser {
         })
     }
 
+    /// Steps so far that were taken.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
     /// Steps so far that were left out.
     pub fn skipped(&self) -> u64 {
         self.skipped

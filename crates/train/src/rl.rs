@@ -1,19 +1,20 @@
 //! One iteration of reinforcement learning: group rollouts, rewards, advantages, updates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
-use efference_nets::{Noise, RandomConv, Sampling, score_logits};
-use efference_objectives::advantage::group_norm;
-use efference_objectives::papers::srpo::progress_rewards;
+use efference_nets::{RandomConv, score_logits};
+use efference_objectives::batch::{
+    EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, PROGRESS, REWARDS, SUCCESS, TASK_IDS,
+    TRUNCATED,
+};
 use efference_objectives::registry::Algorithm;
-use efference_objectives::shaping::place_terminal;
-use efference_objectives::{Normaliser, Objective, PolicyBatch, Table};
+use efference_objectives::{Batch, Input, Normaliser, Objective, Prepared, State, Table};
 use efference_ops::Grads;
 use efference_rollout::{
-    CollectOptions, Collector, Decision, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for,
+    CollectOptions, Collector, Decision, EpisodePlan, Noise, Purpose, Trajectory, VlaPolicy, seed_for,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -22,8 +23,10 @@ use rand_chacha::ChaCha8Rng;
 use crate::config::RlConfig;
 use crate::error::{Error, Result};
 use crate::optimise::Optimiser;
+use crate::packing::{Chosen, masked, micro_batches, pack};
 use crate::progress::embed_episodes;
 use crate::report::{StopFlag, TaskScore, Values};
+use crate::supervised::Rehearsal;
 use crate::world::Tabletop;
 
 /// Environments that run at the same time.
@@ -45,21 +48,27 @@ pub struct Rl<'w> {
     world: &'w Tabletop,
     config: RlConfig,
     seed: u64,
-    algorithm: Algorithm,
     objective: Objective,
+    /// What the objective's blocks remember.
+    memory: State,
     encoder: RandomConv,
     collector: Collector<'w>,
     focus: Focus,
 }
 
-/// What the updates of an iteration have in common.
-struct Batch<'t> {
-    trajectories: Vec<&'t Trajectory>,
-    /// [B] in the order of `trajectories`.
-    advantages: Vec<f64>,
-    /// [B][Q][K * A], as the trainer computed them before the first update.
-    old_log_probs: Vec<Vec<Vec<f32>>>,
-}
+/// What the rollouts of this stage tell an objective.
+pub const INPUTS: &[Input] = &[
+    LOG_PROBS,
+    OLD_LOG_PROBS,
+    ENTROPY,
+    REWARDS,
+    SUCCESS,
+    FINISH_STEPS,
+    TRUNCATED,
+    GROUP_IDS,
+    TASK_IDS,
+    EMBEDDINGS,
+];
 
 impl<'w> Rl<'w> {
     /// Prepares the stage.
@@ -67,18 +76,15 @@ impl<'w> Rl<'w> {
     /// # Errors
     /// [`Error::Setting`]: the algorithm's preset does not know a key, or a value is out of range.
     pub fn new(world: &'w Tabletop, config: &RlConfig, seed: u64) -> Result<Self> {
-        let algorithm = Algorithm::from_table(&config.algorithm, &config.objective)
-            .map_err(|e| Error::Setting { section: "rl.objective", source: Box::new(e) })?;
-        if algorithm.grpo().kl_coef != 0.0 {
-            let why =
-                "`kl_coef` needs a frozen reference policy, which `train` does not keep yet; leave it at 0";
-            return Err(Error::Setting { section: "rl.objective", source: why.into() });
-        }
-        let objective = algorithm.grpo().recipe();
+        let refuse =
+            |e: efference_objectives::Error| Error::Setting { section: "rl.objective", source: Box::new(e) };
+        let objective =
+            Algorithm::from_table(&config.algorithm, &config.objective).map_err(refuse)?.objective;
+        objective.check(INPUTS).map_err(refuse)?;
         let encoder = RandomConv::new(config.encoder.seed, config.encoder.frames);
         let collector = Collector::new(world);
         let focus = Focus::new(world.tasks.len());
-        Ok(Self { world, config: config.clone(), seed, algorithm, objective, encoder, collector, focus })
+        Ok(Self { world, config: config.clone(), seed, objective, memory: State::default(), encoder, collector, focus })
     }
 
     /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
@@ -89,12 +95,18 @@ impl<'w> Rl<'w> {
     }
 
     /// Takes it over again.
-    pub fn restore(&mut self, counters: &BTreeMap<String, u64>) {
+    pub fn restore(&mut self, counters: &BTreeMap<String, u64>, memory: &State) {
+        self.memory = memory.clone();
         for (task, rate) in self.world.tasks.iter().zip(&mut self.focus.rates) {
             if let Some(bits) = counters.get(&counter(task.id())) {
                 *rate = f64::from_bits(*bits);
             }
         }
+    }
+
+    /// What the objective's blocks remember, for a checkpoint.
+    pub fn memory(&self) -> &State {
+        &self.memory
     }
 
     /// The rollouts of iteration `i`: each prompt (task and initial state) `group` times.
@@ -115,7 +127,12 @@ impl<'w> Rl<'w> {
             .map(|(task, env_seed, p, g)| EpisodePlan {
                 task: task.into(),
                 env_seed,
-                action_seed: seed_for(self.seed, Purpose::Actions, &[i, p, g]),
+                // With `mirrored`, two neighbours share their numbers.
+                action_seed: {
+                    let place = if self.config.mirrored { g / 2 * 2 } else { g };
+                    seed_for(self.seed, Purpose::Actions, &[i, p, place])
+                },
+                mirrored: self.config.mirrored && g % 2 == 1,
                 group: p,
             })
             .collect()
@@ -130,29 +147,36 @@ impl<'w> Rl<'w> {
         i: u64,
         policy: &VlaPolicy,
         optimiser: &mut Optimiser,
+        rehearsal: Option<&Rehearsal<'_>>,
         stop: &StopFlag,
         keep_snapshots: bool,
     ) -> Result<Option<Iteration>> {
         let start = Instant::now();
         let plans = self.plans(i);
-        let srpo = matches!(self.algorithm, Algorithm::Srpo(_));
+        let embeds = self.objective.needs().contains(&EMBEDDINGS);
         let noise = if self.config.noise == "chunk" { Noise::Chunk } else { Noise::Token };
-        let sampling = Sampling { temperature: self.config.temperature, noise };
-        let options = CollectOptions { sampling, slots: SLOTS, keep_snapshots: keep_snapshots || srpo };
+        let options = CollectOptions {
+            temperature: self.config.temperature,
+            noise,
+            slots: SLOTS,
+            keep_snapshots: keep_snapshots || embeds,
+        };
         let trajectories = self.collector.collect(policy, &plans, &options, &mut |_| !stop.requested())?;
         if trajectories.is_empty() {
             return Ok(None);
         }
         let rollout_secs = start.elapsed().as_secs_f64();
-        let scores = self.scores(i, &trajectories)?;
+        let mut batch = self.batch(i, policy, &trajectories, embeds)?;
+        self.objective.shape_rewards(&mut batch, &mut self.memory)?;
+        let scores = batch.numbers(if batch.has(PROGRESS) { PROGRESS } else { REWARDS })?;
         for score in task_scores(&trajectories) {
             if let Some(at) = self.world.tasks.iter().position(|t| t.id() == score.task) {
                 self.focus.see(at, score.rate());
             }
         }
         let reward_secs = start.elapsed().as_secs_f64() - rollout_secs;
-        let mut values = self.rollout_values(&trajectories, &scores);
-        let trained_tokens = self.learn(i, policy, optimiser, &trajectories, &scores, &mut values)?;
+        let mut values = self.rollout_values(&trajectories, &scores, batch.has(PROGRESS));
+        let trained_tokens = self.learn(i, policy, optimiser, rehearsal, &trajectories, batch, &mut values)?;
         let secs = start.elapsed().as_secs_f64();
         let steps: usize = trajectories.iter().map(|t| t.finish_steps).sum();
         let update_secs = secs - rollout_secs - reward_secs;
@@ -169,28 +193,54 @@ impl<'w> Rl<'w> {
         Ok(Some(Iteration { values, trajectories, scores }))
     }
 
-    /// Reward of each trajectory, 0 to 1, without the algorithm's coefficient.
-    fn scores(&self, i: u64, trajectories: &[Trajectory]) -> Result<Vec<f64>> {
-        let success: Vec<bool> = trajectories.iter().map(|t| t.success).collect();
-        match &self.algorithm {
-            Algorithm::Grpo(_) => Ok(success.iter().map(|&s| f64::from(u8::from(s))).collect()),
-            Algorithm::Srpo(srpo) => {
-                let mut embeddings = embed_episodes(self.world, &self.encoder, trajectories)?;
-                if self.config.encoder.shuffled {
-                    let seed = seed_for(self.seed, Purpose::Shuffle, &[i]);
-                    embeddings.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-                }
-                let ids: BTreeMap<&str, u64> = self.world.tasks.iter().map(|t| t.id()).zip(0..).collect();
-                let task_ids: Vec<u64> = trajectories
-                    .iter()
-                    .map(|t| ids.get(t.plan.task.as_str()).copied().unwrap_or(u64::MAX))
-                    .collect();
-                Ok(progress_rewards(&embeddings, &success, &task_ids, &srpo.progress)?.rewards)
+    /// What is known about the rollouts of iteration `i`: one row per trajectory, padded to the longest, one column per
+    /// action token. The reward is 1 for a success.
+    fn batch(
+        &self,
+        i: u64,
+        policy: &VlaPolicy,
+        trajectories: &[Trajectory],
+        embeds: bool,
+    ) -> Result<Batch> {
+        let per_decision = policy.chunk() * policy.action_dim();
+        let cols = per_decision * trajectories.iter().map(|t| t.decisions.len()).max().unwrap_or(0);
+        let table = |row: &dyn Fn(&Trajectory) -> Vec<f64>| {
+            let values: Vec<f64> = trajectories.iter().flat_map(|t| {
+                let mut row = row(t);
+                row.resize(cols, 0.0);
+                row
+            }).collect();
+            Table { rows: trajectories.len(), cols, values }
+        };
+        let mask = table(&|t| vec![1.0; t.tokens(policy.action_dim())]);
+        let old = table(&|t| t.decisions.iter().flat_map(|d| &d.log_probs).map(|&x| f64::from(x)).collect());
+        let like = Tensor::zeros(1, DType::F32, policy.params.device())?;
+        let old = old.to_tensor(&like)?;
+        let numbers = |x: &dyn Fn(&Trajectory) -> f64| trajectories.iter().map(x).collect::<Vec<f64>>();
+        let success = numbers(&|t| f64::from(u8::from(t.success)));
+        let ids: BTreeMap<&str, u64> = self.world.tasks.iter().map(|t| t.id()).zip(0..).collect();
+        let task = |t: &Trajectory| ids.get(t.plan.task.as_str()).copied().unwrap_or(u64::MAX);
+        let max_steps = self.world.options.max_steps;
+        let mut batch = Batch::new(mask)
+            .with(OLD_LOG_PROBS, old)?
+            .with(REWARDS, success.clone())?
+            .with(SUCCESS, success)?
+            .with(FINISH_STEPS, numbers(&|t| t.finish_steps as f64))?
+            .with(TRUNCATED, numbers(&|t| f64::from(u8::from(t.finish_steps >= max_steps))))?
+            .with(GROUP_IDS, trajectories.iter().map(|t| t.plan.group).collect::<Vec<u64>>())?
+            .with(TASK_IDS, trajectories.iter().map(task).collect::<Vec<u64>>())?;
+        if embeds {
+            let mut embeddings = embed_episodes(self.world, &self.encoder, trajectories)?;
+            if self.config.encoder.shuffled {
+                let seed = seed_for(self.seed, Purpose::Shuffle, &[i]);
+                embeddings.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             }
+            batch.set(EMBEDDINGS, embeddings)?;
         }
+        Ok(batch)
     }
 
-    fn rollout_values(&self, trajectories: &[Trajectory], scores: &[f64]) -> Values {
+    fn rollout_values(&self, trajectories: &[Trajectory], scores: &[f64], graded: bool) -> Values {
         let n = trajectories.len() as f64;
         let failures: Vec<f64> =
             trajectories.iter().zip(scores).filter(|(t, _)| !t.success).map(|(_, s)| *s).collect();
@@ -198,7 +248,7 @@ impl<'w> Rl<'w> {
         let mut put = |name: &str, x: f64| values.insert(name.into(), x);
         put("success", trajectories.iter().filter(|t| t.success).count() as f64 / n);
         put("reward", scores.iter().sum::<f64>() / n);
-        if matches!(self.algorithm, Algorithm::Srpo(_)) {
+        if graded {
             put("progress", failures.iter().sum::<f64>() / (failures.len() as f64).max(1.0));
         }
         put("episode_steps", trajectories.iter().map(|t| t.finish_steps as f64).sum::<f64>() / n);
@@ -210,50 +260,38 @@ impl<'w> Rl<'w> {
     }
 
     /// Filter, advantages, updates. Returns how many tokens were trained on.
+    #[allow(clippy::too_many_arguments)]
     fn learn(
-        &self,
+        &mut self,
         i: u64,
         policy: &VlaPolicy,
         optimiser: &mut Optimiser,
+        rehearsal: Option<&Rehearsal<'_>>,
         trajectories: &[Trajectory],
-        scores: &[f64],
+        batch: Batch,
         values: &mut Values,
     ) -> Result<usize> {
-        let success: Vec<bool> = trajectories.iter().map(|t| t.success).collect();
-        let steps: Vec<usize> = trajectories.iter().map(|t| t.finish_steps).collect();
-        let groups: Vec<u64> = trajectories.iter().map(|t| t.plan.group).collect();
-        let settings = self.algorithm.grpo();
-        let kept = settings.filter.keep(&success, &steps, self.world.options.max_steps, &groups)?;
-        values.insert("groups_kept".into(), kept.len() as f64);
-
-        // The reward stands on the last executed token; advantages are per sequence, so only its sum counts.
-        let coefficient = match &self.algorithm {
-            Algorithm::Grpo(_) => 1.0,
-            Algorithm::Srpo(srpo) => srpo.reward_coef,
-        };
-        let longest = trajectories.iter().map(|t| t.decisions.len()).max().unwrap_or(0);
-        let width = longest * policy.chunk() * policy.action_dim();
-        let rewards = place_terminal(scores, &steps, policy.action_dim(), coefficient, width).row_sums();
-        let advantages = group_norm(&rewards, &groups, &settings.advantage)?;
-
-        let index: Vec<usize> = (0..trajectories.len()).filter(|&t| kept.contains(&groups[t])).collect();
-        if index.is_empty() {
+        let batch = self.objective.prepare_rewarded(batch, &mut self.memory)?;
+        let trajectories: Vec<&Trajectory> = batch.kept.iter().map(|&t| &trajectories[t]).collect();
+        let groups: BTreeSet<u64> = trajectories.iter().map(|t| t.plan.group).collect();
+        values.insert("groups_kept".into(), groups.len() as f64);
+        if trajectories.is_empty() {
             values.insert("loss".into(), 0.0);
             return Ok(0);
         }
-        let trajectories: Vec<&Trajectory> = index.iter().map(|&t| &trajectories[t]).collect();
-        let old_log_probs = self.old_log_probs(policy, &trajectories)?;
-        let batch =
-            Batch { advantages: index.iter().map(|&t| advantages[t]).collect(), trajectories, old_log_probs };
-        let tokens: usize = batch.trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
+        if self.config.old_log_probs == "recomputed" {
+            self.check_on_policy(policy, &trajectories)?;
+        }
+        let tokens: usize = trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
 
         let mut sums = Sums::default();
         for epoch in 0..self.config.epochs as u64 {
-            let mut order: Vec<usize> = (0..batch.trajectories.len()).collect();
+            let mut order: Vec<usize> = (0..trajectories.len()).collect();
             let seed = seed_for(self.seed, Purpose::MiniBatches, &[i, epoch]);
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             for mini in order.chunks(self.config.mini_batch) {
-                self.update(policy, optimiser, &batch, mini, &mut sums)?;
+                let learn = self.choose(mini, &trajectories, &[i, epoch]);
+                self.update(policy, optimiser, rehearsal, (&trajectories, &batch), &learn, &mut sums)?;
             }
         }
         sums.write(values);
@@ -261,21 +299,29 @@ impl<'w> Rl<'w> {
         Ok(tokens * self.config.epochs)
     }
 
-    /// Log-probabilities of what was sampled under the policy as it is before the first update, computed again by the
-    /// trainer; on CPU they must be those of the rollout bit for bit.
-    fn old_log_probs(&self, policy: &VlaPolicy, trajectories: &[&Trajectory]) -> Result<Vec<Vec<Vec<f32>>>> {
+    /// Log-probabilities of what was sampled, computed again by the trainer before the first update, must be those of
+    /// the rollout: bit for bit on CPU.
+    fn check_on_policy(&self, policy: &VlaPolicy, trajectories: &[&Trajectory]) -> Result<()> {
         let decisions: Vec<&Decision> = trajectories.iter().flat_map(|t| &t.decisions).collect();
-        let allowed = if policy.params.device().is_cpu() { 0.0 } else { 1e-4 };
-        let mut rows = Vec::with_capacity(decisions.len());
+        let allowed = allowed_gap(policy);
         for part in decisions.chunks(self.config.micro_batch) {
             let input = policy.input(part.iter().map(|d| (d.pixels.as_slice(), &d.proprio, &*d.prompt)))?;
             let bins: Vec<&[u32]> = part.iter().map(|d| d.action_ids.as_slice()).collect();
             let scored = score_logits(&policy.net.infer(&input)?, &bins, self.config.temperature)?.log_probs;
             VlaPolicy::check_on_policy(part, &scored, allowed)?;
-            rows.extend(scored.to_vec2::<f32>()?);
         }
-        let mut rows = rows.into_iter();
-        Ok(trajectories.iter().map(|t| rows.by_ref().take(t.decisions.len()).collect()).collect())
+        Ok(())
+    }
+
+    /// Which decisions of the trajectories `mini` an update learns from.
+    fn choose(&self, mini: &[usize], trajectories: &[&Trajectory], place: &[u64]) -> Vec<Chosen> {
+        let share = self.config.decision_share;
+        let one = |&trajectory: &usize| {
+            let place = [place, &[trajectory as u64]].concat();
+            let seed = seed_for(self.seed, Purpose::MiniBatches, &place);
+            Chosen::draw(trajectory, trajectories[trajectory].decisions.len(), share, seed)
+        };
+        mini.iter().map(one).collect()
     }
 
     /// One optimiser step on the trajectories `mini` of the batch, gradients accumulated over micro-batches that share
@@ -284,58 +330,45 @@ impl<'w> Rl<'w> {
         &self,
         policy: &VlaPolicy,
         optimiser: &mut Optimiser,
-        batch: &Batch<'_>,
-        mini: &[usize],
+        rehearsal: Option<&Rehearsal<'_>>,
+        (trajectories, prepared): (&[&Trajectory], &Prepared),
+        mini: &[Chosen],
         sums: &mut Sums,
     ) -> Result<()> {
         let per_decision = policy.chunk() * policy.action_dim();
-        let longest = mini.iter().map(|&b| batch.trajectories[b].decisions.len()).max().unwrap_or(0);
-        let mask = |members: &[usize]| -> Result<Table> {
-            let row = |&b: &usize| {
-                let valid = batch.trajectories[b].tokens(policy.action_dim());
-                (0..longest * per_decision).map(|t| f64::from(u8::from(t < valid))).collect()
-            };
-            Ok(Table::from_rows(&members.iter().map(row).collect::<Vec<Vec<f64>>>())?)
-        };
-        let whole = Normaliser::of(&mask(mini)?);
+        let rows: Vec<usize> = mini.iter().map(|c| c.trajectory).collect();
+        let whole = masked(prepared.batch.mask().select(&rows), mini, per_decision);
+        let longest = whole.cols / per_decision;
+        let whole = Normaliser::of(&whole);
+        let first = sums.updates == 0.0;
         let mut grads = Grads::new();
         let mut parts = Sums::default();
-        for micro in micro_batches(mini, batch, self.config.micro_batch) {
+        for micro in micro_batches(mini, self.config.micro_batch) {
             let decisions: Vec<&Decision> =
-                micro.iter().flat_map(|&b| &batch.trajectories[b].decisions).collect();
-            let lengths: Vec<usize> = micro.iter().map(|&b| batch.trajectories[b].decisions.len()).collect();
+                micro.iter().flat_map(|c| c.of(&trajectories[c.trajectory].decisions)).collect();
             let scored = policy.score(&decisions, self.config.temperature)?;
-            let (log_probs, entropy) =
-                (pack(&scored.log_probs, &lengths, longest)?, pack(&scored.entropy, &lengths, longest)?);
-            let mask = mask(micro)?;
-            let advantages: Vec<f64> = micro.iter().map(|&b| batch.advantages[b]).collect();
-            let advantages = Table::broadcast(&advantages, &mask)?;
-            let old: Vec<f32> = micro
-                .iter()
-                .flat_map(|&b| {
-                    let row = batch.old_log_probs[b].iter().flatten().copied();
-                    row.chain(std::iter::repeat(0.0)).take(longest * per_decision)
-                })
-                .collect();
-            let old = Tensor::from_vec(old, log_probs.dims(), log_probs.device())?.to_dtype(DType::F32)?;
-            let loss = self.objective.loss(
-                &PolicyBatch {
-                    log_probs: &log_probs,
-                    old_log_probs: &old,
-                    ref_log_probs: None,
-                    entropy: Some(&entropy),
-                    advantages: &advantages,
-                    response_mask: &mask,
-                },
-                &whole,
-            )?;
+            if first {
+                VlaPolicy::check_on_policy(&decisions, &scored.log_probs.detach(), allowed_gap(policy))?;
+            }
+            let rows: Vec<usize> = micro.iter().map(|c| c.trajectory).collect();
+            let batch = prepared.batch.select(&rows)?;
+            let mask = masked(batch.mask().clone(), micro, per_decision);
+            let batch = batch
+                .masked(mask)?
+                .with(LOG_PROBS, pack(&scored.log_probs, micro, longest)?)?
+                .with(ENTROPY, pack(&scored.entropy, micro, longest)?)?;
+            let signals = prepared.signals.select(&rows);
+            let loss = self.objective.loss(&batch, &signals, &whole, &self.memory)?;
             parts.loss += f64::from(loss.loss.to_scalar::<f32>()?);
             parts.entropy += loss.entropy;
-            parts.approx_kl += loss.approx_kl;
-            parts.clip_frac += loss.clip_frac;
-            parts.clip_frac_lower += loss.clip_frac_lower;
+            parts.approx_kl += loss.stat("approx_kl");
+            parts.clip_frac += loss.stat("clip_frac");
+            parts.clip_frac_lower += loss.stat("clip_frac_lower");
             parts.max_ratio_gap = parts.max_ratio_gap.max(loss.max_ratio_gap);
             grads.add(&loss.loss.backward()?, policy.params.trainable())?;
+        }
+        if let Some(rehearsal) = rehearsal {
+            parts.rehearsal = rehearsal.add_to(&mut grads, policy, optimiser.updates())?;
         }
         let report = optimiser.step(&mut grads)?;
         (parts.grad_norm, parts.lr, parts.updates) = (report.grad_norm, report.lr, 1.0);
@@ -344,35 +377,9 @@ impl<'w> Rl<'w> {
     }
 }
 
-/// Consecutive runs of `mini` with at most `most` decisions each, or one trajectory if that alone has more.
-fn micro_batches<'m>(mini: &'m [usize], batch: &Batch<'_>, most: usize) -> Vec<&'m [usize]> {
-    let mut parts = Vec::new();
-    let (mut start, mut count) = (0, 0);
-    for (at, &b) in mini.iter().enumerate() {
-        let decisions = batch.trajectories[b].decisions.len();
-        if count > 0 && count + decisions > most {
-            parts.push(&mini[start..at]);
-            (start, count) = (at, 0);
-        }
-        count += decisions;
-    }
-    parts.push(&mini[start..]);
-    parts
-}
-
-/// Rows of decisions [D, T] to rows of trajectories [B, longest * T], zeros after the last decision of each.
-fn pack(rows: &Tensor, lengths: &[usize], longest: usize) -> Result<Tensor> {
-    let (d, t) = rows.dims2()?;
-    let mut ids = Vec::with_capacity(lengths.len() * longest);
-    let mut next = 0u32;
-    for &length in lengths {
-        ids.extend((next..).take(length));
-        ids.extend(std::iter::repeat_n(d as u32, longest - length));
-        next += length as u32;
-    }
-    let zeros = Tensor::zeros((1, t), rows.dtype(), rows.device())?;
-    let ids = Tensor::from_vec(ids, lengths.len() * longest, rows.device())?;
-    Ok(Tensor::cat(&[rows, &zeros], 0)?.index_select(&ids, 0)?.reshape((lengths.len(), longest * t))?)
+/// How far a log-probability may be from the same one computed again: not at all on CPU.
+fn allowed_gap(policy: &VlaPolicy) -> f32 {
+    if policy.params.device().is_cpu() { 0.0 } else { 1e-4 }
 }
 
 /// Means over the updates of an iteration.
@@ -380,6 +387,7 @@ fn pack(rows: &Tensor, lengths: &[usize], longest: usize) -> Result<Tensor> {
 struct Sums {
     updates: f64,
     loss: f64,
+    rehearsal: f64,
     entropy: f64,
     approx_kl: f64,
     clip_frac: f64,
@@ -393,6 +401,7 @@ impl Sums {
     fn add(&mut self, one: &Self) {
         self.updates += one.updates;
         self.loss += one.loss;
+        self.rehearsal += one.rehearsal;
         self.entropy += one.entropy;
         self.approx_kl += one.approx_kl;
         self.clip_frac += one.clip_frac;
@@ -405,6 +414,7 @@ impl Sums {
     fn write(&self, values: &mut Values) {
         for (name, x) in [
             ("loss", self.loss),
+            ("rehearsal_nll", self.rehearsal),
             ("entropy", self.entropy),
             ("approx_kl", self.approx_kl),
             ("clip_frac", self.clip_frac),
@@ -439,10 +449,14 @@ impl Focus {
         self.rates[task] += (rate - self.rates[task]) / 3.0;
     }
 
+    fn weights(&self) -> Vec<f64> {
+        self.rates.iter().map(|rate| 1.15 - rate.clamp(0.0, 1.0)).collect()
+    }
+
     /// Task of each of `prompts` prompts, in proportion to 1.15 - success: what always succeeds still gets a look now and
     /// then. Largest remainders are rounded up.
     fn share(&self, prompts: usize) -> Vec<usize> {
-        let weights: Vec<f64> = self.rates.iter().map(|rate| 1.15 - rate.clamp(0.0, 1.0)).collect();
+        let weights = self.weights();
         let total: f64 = weights.iter().sum();
         let exact: Vec<f64> = weights.iter().map(|w| w / total * prompts as f64).collect();
         let mut counts: Vec<usize> = exact.iter().map(|x| x.floor() as usize).collect();

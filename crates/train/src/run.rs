@@ -23,7 +23,7 @@ use crate::record::Album;
 use crate::report::{Event, Reporter, StopFlag, TaskScore, Values};
 use crate::rl::{Iteration, Rl};
 use crate::run_dir::{RunDir, Taken};
-use crate::supervised::{self, PlayScenes};
+use crate::supervised::{self, PlayScenes, Rehearsal};
 use crate::tensorboard::EventFile;
 use crate::world::{self, DATASET_SUITE, Tabletop};
 
@@ -335,7 +335,25 @@ impl<'r> Run<'r> {
             self.save(optimiser.state()?)?;
         }
         let mut rl = Rl::new(world, config, self.config.run.seed)?;
-        rl.restore(&self.state.counters);
+        let set = match config.rehearse_demos {
+            0 => None,
+            batch => Some((DecisionSet::new(&self.demos.0, &world.cameras, &self.policy)?, batch)),
+        };
+        let play = match config.rehearse_play {
+            0 => None,
+            batch => {
+                let seed = self.config.run.seed;
+                Some((PlayScenes::new(world, self.policy.chunk(), usize::MAX, seed)?, batch))
+            }
+        };
+        let rehearsal = (set.is_some() || play.is_some()).then(|| Rehearsal {
+            demos: set.as_ref().map(|(set, batch)| (set, *batch)),
+            play: play.as_ref().map(|(play, batch)| (play, *batch)),
+            coef: config.rehearse_coef,
+            smoothing_bins: self.config.sft.as_ref().map(SftConfig::smoothing).unwrap_or_default(),
+            seed: self.config.run.seed,
+        });
+        rl.restore(&self.state.counters, &self.state.objective);
         const CLOCK: &str = "rl/clock_secs";
         let before = self.state.numbers.get(CLOCK).copied().unwrap_or(0.0);
         let mut evaluating = 0.0;
@@ -367,7 +385,7 @@ impl<'r> Run<'r> {
                 }
             }
             let recorded = self.album.wants_iteration(done + 1);
-            let played = rl.iteration(done, &self.policy, &mut optimiser, self.stop, recorded)?;
+            let played = rl.iteration(done, &self.policy, &mut optimiser, rehearsal.as_ref(), self.stop, recorded)?;
             let Some(iteration) = played else {
                 self.save(optimiser.state()?)?;
                 return Ok(End::Stopped);
@@ -377,6 +395,7 @@ impl<'r> Run<'r> {
             let Iteration { mut values, trajectories, scores } = iteration;
             values.insert("time/rl_secs".into(), clock);
             self.state.counters.extend(rl.counters());
+            self.state.objective = rl.memory().clone();
             self.advance("rl", values, &optimiser)?;
             let done = self.state.stage_step;
             self.album.iteration(world, &self.policy, done, &trajectories, &scores);

@@ -10,7 +10,7 @@ use efference_rollout::{Look, Purpose, VlaPolicy, demonstrate, seed_for};
 use rayon::prelude::*;
 
 use crate::config::{SftConfig, TrainConfig};
-use crate::decisions::Example;
+use crate::decisions::{DecisionSet, Example};
 use crate::error::{Error, Result};
 use crate::optimise::Optimiser;
 use crate::report::Values;
@@ -60,6 +60,42 @@ fn nll(
     let logits = if frozen { policy.net.infer(&input)? } else { policy.net.forward(&input)? };
     let targets: Vec<&[u32]> = examples.iter().map(|e| e.targets.as_slice()).collect();
     Ok(action_nll(&logits, &targets, smoothing_bins)?)
+}
+
+/// What reinforcement learning keeps cloning beside its rollouts: demonstrations and play scenes, a batch per update.
+pub struct Rehearsal<'r> {
+    /// The demonstrations and how many of their decisions an update takes.
+    pub demos: Option<(&'r DecisionSet, usize)>,
+    /// The play scenes and how many an update takes.
+    pub play: Option<(&'r PlayScenes, usize)>,
+    /// Weight of the loss.
+    pub coef: f64,
+    /// Smoothing of the targets per action dimension, bins.
+    pub smoothing_bins: [f64; 7],
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+impl Rehearsal<'_> {
+    /// Adds the gradient of update number `update` to `grads`; returns the mean negative log-likelihood.
+    ///
+    /// # Errors
+    /// The simulator, the renderer or the tokenizer refused.
+    pub fn add_to(&self, grads: &mut Grads, policy: &VlaPolicy, update: u64) -> Result<f64> {
+        let mut examples = Vec::new();
+        if let Some((set, batch)) = self.demos {
+            let seed = seed_for(self.seed, Purpose::DataOrder, &[update, 1]);
+            examples.extend(set.draw(batch, 0, seed));
+        }
+        if let Some((play, batch)) = self.play {
+            // Far from the scenes of the supervised stages.
+            let first = (1 << 40) + update * batch as u64;
+            examples.extend(play.draw(policy, first, batch)?);
+        }
+        let loss = nll(policy, &examples, &self.smoothing_bins, false)?.mean_all()?;
+        grads.add(&(&loss * self.coef)?.backward()?, policy.params.trainable())?;
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
 }
 
 /// Play scenes, drawn when they are needed: scene `i` is the same whenever it is asked for.

@@ -4,13 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use efference_objectives::State;
 use candle_core::{Device, Tensor};
 use efference_train::checkpoint::{
-    Checkpoint, CheckpointError, Checkpointer, Identity, RngState, Tensors, TrainState, load_weights, peek,
+    Checkpoint, CheckpointError, Checkpointer, Identity, Tensors, TrainState, load_weights, peek,
 };
 use efference_train::config::CheckpointConfig;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
 fn identity() -> Identity {
@@ -29,15 +28,13 @@ fn tensors(x: f32) -> Tensors {
 }
 
 fn state(step: u64, score: Option<f64>) -> TrainState {
-    let mut rng = ChaCha8Rng::seed_from_u64(3);
-    rng.set_stream(7);
-    rng.next_u32();
+    let mut objective = State::default();
+    objective.set("tracker", &[0.1, -0.0]).unwrap();
     TrainState {
         step,
         stage: "rl".into(),
         score,
-        rng: [("sample".to_string(), RngState::of(&rng))].into(),
-        algorithm: json!({"seen": {"p1": 0.1}}),
+        objective,
         ..TrainState::default()
     }
 }
@@ -81,21 +78,6 @@ fn the_same_state_gives_the_same_bytes() {
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
         assert_eq!(fs::read(from.join(file)).unwrap(), fs::read(to.join(file)).unwrap(), "{file}");
     }
-}
-
-#[test]
-fn random_streams_continue_where_they_were() {
-    let mut rng = ChaCha8Rng::seed_from_u64(9);
-    rng.set_stream(u64::MAX);
-    for _ in 0..1000 {
-        rng.next_u64();
-    }
-    rng.next_u32();
-    let mut again = RngState::of(&rng).restore().unwrap();
-    assert_eq!(
-        (0..99).map(|_| rng.next_u64()).collect::<Vec<_>>(),
-        (0..99).map(|_| again.next_u64()).collect::<Vec<_>>()
-    );
 }
 
 #[test]

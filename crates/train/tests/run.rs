@@ -50,7 +50,8 @@ micro_batch = 5
 lr = 3e-3
 schedule = "cosine"
 warmup_steps = 2
-objective.grpo = { filter = { lower = 0.0, upper = 1.0 }, entropy_coef = 0.01 }
+objective.filter.accuracy = { lower = 0.0, upper = 1.0 }
+objective.regularizer.entropy_bonus.coef = 0.01
 encoder.frames = 4
 [eval]
 episodes_per_task = 2

@@ -60,7 +60,7 @@ fn play(policy: &VlaPolicy, task: Task, noise: f64, seed: usize) -> Trajectory {
         }
     }
     Trajectory {
-        plan: EpisodePlan { task: task.id().into(), env_seed: eval_seed(seed), action_seed: 0, group: 0 },
+        plan: EpisodePlan { task: task.id().into(), env_seed: eval_seed(seed), action_seed: 0, mirrored: false, group: 0 },
         prompt,
         decisions,
         finish_steps: steps,

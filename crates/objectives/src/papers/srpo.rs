@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, EMBEDDINGS, Input, REWARDS, SUCCESS, TASK_IDS};
+use crate::batch::{Batch, EMBEDDINGS, Input, PROGRESS, REWARDS, SUCCESS, TASK_IDS};
 use crate::block::{Block, BlockKind, Kind, Reward};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ impl Block for Progress {
     }
 
     fn gives(&self) -> Vec<Input> {
-        vec![REWARDS]
+        vec![PROGRESS, REWARDS]
     }
 
     fn validate(&self) -> Result<()> {
@@ -161,6 +161,7 @@ impl Reward for Progress {
         let success: Vec<bool> = batch.numbers(SUCCESS)?.iter().map(|&x| x != 0.0).collect();
         let out = progress_rewards(batch.vectors(EMBEDDINGS)?, &success, batch.ids(TASK_IDS)?, self)?;
         let rewards: Vec<f64> = out.rewards.iter().map(|r| r * self.coef).collect();
+        batch.set(PROGRESS, out.rewards)?;
         batch.set(REWARDS, rewards)
     }
 }

@@ -35,6 +35,10 @@ pub(super) fn encoders() -> Vec<String> {
 }
 
 /// Ways to draw action tokens.
+pub(super) fn old_log_probs() -> Vec<String> {
+    owned(&["recomputed", "sampled"])
+}
+
 pub(super) fn noises() -> Vec<String> {
     owned(&["token", "chunk"])
 }

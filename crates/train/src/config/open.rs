@@ -23,17 +23,19 @@ pub(super) fn check(config: &TrainConfig, source: &Source, out: &mut Vec<Problem
 }
 
 fn objective(algorithm: &str, settings: &Table, source: &Source, out: &mut Vec<Problem>) {
-    let Ok(defaults) = Algorithm::defaults(algorithm) else { return };
+    let Ok(preset) = Algorithm::from_table(algorithm, &Table::new()) else { return };
     let before = out.len();
-    source.check_like(settings, &defaults, OBJECTIVE, out);
+    source.check_like(settings, &preset.composition.keys(settings), OBJECTIVE, out);
     if out.len() > before {
         return;
     }
-    let refused = |table: &Table| Algorithm::from_table(algorithm, table).err();
+    let refused = |table: &Table| {
+        Algorithm::from_table(algorithm, table).and_then(|a| a.objective.check(crate::rl::INPUTS)).err()
+    };
     out.extend(refused(settings).map(|error| {
         let field = culprit(settings, OBJECTIVE, &|table| refused(table).is_some());
         let what = match error {
-            efference_objectives::Error::Settings { reason, .. } => reason,
+            efference_objectives::Error::Block { reason, .. } => reason,
             efference_objectives::Error::Setting { name, got, expected } => {
                 return source.problem(
                     &field,

@@ -146,6 +146,16 @@ settings! {
         /// What explores: `token` draws every action token for itself; `chunk` shares one random number per action
         /// dimension over a chunk, so that it deviates in one direction instead of trembling.
         pub noise: String = "token".into(), Check::OneOf(names::noises);
+        /// With `chunk` noise: how often a number is kept from one chunk to the next, so that a deviation lasts.
+        pub noise_persistence: f64 = 0.0, Check::In(Range::between(0.0, 0.99));
+        /// With `chunk` noise: every second rollout of a group deviates opposite to the one before it.
+        pub mirrored: bool = false;
+        /// Share of each trajectory's decisions that an update learns from, drawn anew for every update: neighbouring
+        /// decisions share their advantage, so half of them say nearly as much in half the time.
+        pub decision_share: f64 = 1.0, Check::In(Range { min: 0.0, max: 1.0, above: true });
+        /// Old log-probabilities: `recomputed` by the trainer before the first update, or those `sampled` (the same bits
+        /// on CPU; the first update of a batch checks it either way).
+        pub old_log_probs: String = "recomputed".into(), Check::OneOf(names::old_log_probs);
         /// Trajectories per optimiser step (SRPO: 32).
         pub mini_batch: usize = 32, COUNT;
         /// Policy decisions per backward pass; bounds memory and does not change the gradient.
@@ -164,6 +174,13 @@ settings! {
         pub max_grad_norm: f64 = 1.0, MAYBE;
         /// Wall-clock limit of the stage in minutes; it ends cleanly after the iteration that passes it.
         pub minutes: Option<f64> = None, Check::In(Range::above(0.0));
+        /// Decisions of the demonstrations of `[sft]` that every optimiser step clones beside what it learns from
+        /// rollouts, so that noisy gradients do not wash out what was known.
+        pub rehearse_demos: usize = 0, MAYBE;
+        /// Play scenes that every optimiser step clones beside what it learns from rollouts.
+        pub rehearse_play: usize = 0, MAYBE;
+        /// Weight of that cloning loss beside the objective.
+        pub rehearse_coef: f64 = 0.1, Check::In(Range::between(0.0, 100.0));
         /// Keys of the algorithm's preset (`configs/algorithms/ID.toml`) that differ in this run.
         pub objective: toml::Table = toml::Table::new();
         /// Episode encoder of SRPO.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use efference_envs::tabletop::{TabletopEnv, train_seed};
 use efference_envs::{ACTION_DIM, Action, Env};
-use efference_rollout::{CollectOptions, Collector, EpisodePlan, Look, VlaPolicy};
+use efference_nets::Draw;
+use efference_rollout::{CollectOptions, Noise, Collector, EpisodePlan, Look, VlaPolicy};
 use efference_train::config::TrainConfig;
 use efference_train::decisions::Example;
 use efference_train::optimise::{Optimiser, OptimiserSettings};
@@ -171,8 +172,8 @@ impl Bench {
     }
 
     fn decisions(&self, looks: &[Look]) -> efference_train::Result<f64> {
-        let seeds: Vec<u64> = (0..looks.len() as u64).collect();
-        self.rate(|| Ok(self.policy.sample(looks, 1.0, &seeds)?.len()))
+        let draws: Vec<Draw> = (0..looks.len() as u64).map(Draw::Tokens).collect();
+        self.rate(|| Ok(self.policy.sample(looks, 1.0, &draws)?.len()))
     }
 
     fn training(&self, looks: &[Look]) -> efference_train::Result<f64> {
@@ -204,10 +205,11 @@ impl Bench {
                     task: self.world.tasks[i as usize % self.world.tasks.len()].id().into(),
                     env_seed: train_seed(round * SLOTS as u64 + i),
                     action_seed: round * SLOTS as u64 + i,
+                    mirrored: false,
                     group: i,
                 })
                 .collect();
-            let options = CollectOptions { sampling: 1.0.into(), slots: SLOTS, keep_snapshots: false };
+            let options = CollectOptions { temperature: 1.0, noise: Noise::Token, slots: SLOTS, keep_snapshots: false };
             let played =
                 collector.collect(&self.policy, &plans, &options, &mut |_| true).map_err(Error::from)?;
             steps += played.iter().map(|t| t.finish_steps).sum::<usize>();
