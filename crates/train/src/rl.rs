@@ -154,7 +154,8 @@ impl<'w> Rl<'w> {
         let start = Instant::now();
         let plans = self.plans(i);
         let embeds = self.objective.needs().contains(&EMBEDDINGS);
-        let noise = if self.config.noise == "chunk" { Noise::Chunk } else { Noise::Token };
+        let persistence = self.config.noise_persistence;
+        let noise = if self.config.noise == "chunk" { Noise::Chunk { persistence } } else { Noise::Token };
         let options = CollectOptions {
             temperature: self.config.temperature,
             noise,

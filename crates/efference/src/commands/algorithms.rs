@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use efference_objectives::conformance;
-use efference_objectives::registry::{Card, algorithms};
+use efference_objectives::{algorithms, conformance};
 use serde::Serialize;
 
 use crate::errors::Result;
@@ -22,30 +21,39 @@ pub(crate) struct Args {
 struct Row<'a> {
     algorithm: &'a str,
     arxiv: &'a str,
-    base: &'a str,
     summary: &'a str,
-    vectors: &'a str,
+    vectors: Option<&'a str>,
     passed: Option<usize>,
     cases: Option<usize>,
+    end_to_end: Option<&'a str>,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let header = ["algorithm", "paper (arXiv)", "base", "verified", "what it is"];
+    let header = ["algorithm", "paper (arXiv)", "verified", "end to end", "what it changes"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let mut unchecked = false;
-    for card in algorithms() {
-        let Card { id, arxiv, base, summary, vectors } = *card;
+    for paper in algorithms() {
+        let vectors = paper.vectors.map(|(file, _)| file);
         // Without a checkout there are no vectors; the list is useful all the same.
-        let results = conformance::run(&args.vectors.join(vectors)).ok();
+        let results = vectors.and_then(|file| conformance::run(&args.vectors.join(file)).ok());
         let cases = results.as_ref().map(Vec::len);
         let passed = results.as_ref().map(|results| results.iter().filter(|r| r.passed()).count());
         let verified = match (passed, cases) {
             (Some(passed), Some(cases)) => format!("{passed}/{cases}"),
             _ => "-".into(),
         };
-        unchecked |= cases.is_none();
-        rows.push([id, arxiv, base, &verified, summary].map(str::to_owned).to_vec());
-        ui.object(&Row { algorithm: id, arxiv, base, summary, vectors, passed, cases });
+        unchecked |= vectors.is_some() && cases.is_none();
+        let end_to_end = if paper.end_to_end.is_some() { "yes" } else { "no" };
+        rows.push([paper.id, paper.arxiv, &verified, end_to_end, paper.summary].map(str::to_owned).to_vec());
+        ui.object(&Row {
+            algorithm: paper.id,
+            arxiv: paper.arxiv,
+            summary: paper.summary,
+            vectors,
+            passed,
+            cases,
+            end_to_end: paper.end_to_end,
+        });
     }
     for line in table(&rows) {
         ui.line(line);
