@@ -51,6 +51,8 @@ pub struct Choice {
     pub log_probs: Vec<f32>,
     /// Entropy of each distribution in nats, [K * A].
     pub entropy: Vec<f32>,
+    /// Mean of the action tokens' last hidden states, [D]: what a critic reads.
+    pub features: Vec<f32>,
 }
 
 /// The policy network. It holds its weights twice: as variables that record gradients, and as constants that share
@@ -140,17 +142,29 @@ impl Vla {
         temperature: f64,
         draws: &[Draw],
     ) -> Result<Vec<Choice>> {
-        let logits = self.infer(input)?; // [B, K*A, 256]
+        let hidden = self.hidden(&self.constant, input)?; // [B, K*A, D]
+        let logits = self.logits(&self.constant, &hidden)?; // [B, K*A, 256]
+        let features = hidden.mean(1)?.to_vec2::<f32>()?;
         let bins = sample_bins(&logits, temperature, self.config.action_dim, draws)?;
         let rows: Vec<&[u32]> = bins.iter().map(Vec::as_slice).collect();
         let scores = score_logits(&logits, &rows, if temperature > 0.0 { temperature } else { 1.0 })?;
         let log_probs = scores.log_probs.to_vec2::<f32>()?;
         let entropy = scores.entropy.to_vec2::<f32>()?;
-        let rows = bins.into_iter().zip(log_probs).zip(entropy);
-        Ok(rows.map(|((ids, log_probs), entropy)| Choice { ids, log_probs, entropy }).collect())
+        let rows = bins.into_iter().zip(log_probs).zip(entropy).zip(features);
+        let choice = |(((ids, log_probs), entropy), features)| Choice { ids, log_probs, entropy, features };
+        Ok(rows.map(choice).collect())
     }
 
     fn run(&self, net: &Net, input: &VlaInput) -> Result<Tensor> {
+        self.logits(net, &self.hidden(net, input)?)
+    }
+
+    fn logits(&self, net: &Net, hidden: &Tensor) -> Result<Tensor> {
+        net.language.logits(hidden, self.config.first_bin(), ACTION_BINS)
+    }
+
+    /// Last hidden states of the action tokens, [B, K * A, D].
+    fn hidden(&self, net: &Net, input: &VlaInput) -> Result<Tensor> {
         let c = &self.config;
         let (s, p, d) = (c.vision.image_size, c.max_prompt_len, c.text.hidden_size);
         let b = input.prompts.len();
@@ -175,8 +189,7 @@ impl Vla {
 
         let sight = Sight { mask: AttentionMask::Full, key_valid: Some(&valid) };
         let read = Some((c.first_output(), c.action_tokens()));
-        let hidden = net.language.forward(&x, &sight, read)?; // [B, K*A, D]
-        net.language.logits(&hidden, c.first_bin(), ACTION_BINS)
+        net.language.forward(&x, &sight, read)
     }
 
     /// Token ids [B * (P+2)] (BOS, left-padded prompt, stop) and which of the T positions may be attended to [B][T].

@@ -1,6 +1,6 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, TurnGae};
 use crate::block::BlockKind;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ const SHARED: &[BlockKind] = &[
     BlockKind::advantage::<GroupNorm>(),
     BlockKind::advantage::<LeaveOneOut>(),
     BlockKind::advantage::<Gae>(),
+    BlockKind::advantage::<TurnGae>(),
     BlockKind::filter::<AccuracyFilter>(),
     BlockKind::filter::<VaryingGroups>(),
     BlockKind::surrogate::<ClippedRatio>(),

@@ -128,6 +128,8 @@ impl<'s> Collector<'s> {
                     prompt: look.prompt,
                     action_ids: choice.ids,
                     log_probs: choice.log_probs,
+                    entropy: choice.entropy,
+                    features: choice.features,
                 });
             }
             // 3. the chunk, in parallel over environments

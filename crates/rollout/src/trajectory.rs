@@ -26,6 +26,10 @@ pub struct Decision {
     pub action_ids: Vec<u32>,
     /// Natural log-probability of each chosen bin at the rollout temperature, [K * A].
     pub log_probs: Vec<f32>,
+    /// Entropy of each distribution at the rollout temperature in nats, [K * A].
+    pub entropy: Vec<f32>,
+    /// Mean of the action tokens' last hidden states, [D].
+    pub features: Vec<f32>,
 }
 
 /// Which episode to run.

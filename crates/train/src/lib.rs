@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod compare;
 pub mod config;
+mod critic;
 pub mod decisions;
 pub mod error;
 pub mod evaluate;

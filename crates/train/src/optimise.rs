@@ -57,10 +57,14 @@ impl OptimiserSettings {
         settings_of!(config, "sft", config.steps)
     }
 
-    /// Of `[rl]`. A decaying schedule ends where all iterations with all groups kept would end.
+    /// Of `[rl]`. A decaying schedule ends with the last iteration: see [`Optimiser::schedule_at`].
     pub fn rl(config: &RlConfig) -> Self {
-        let per_iteration = config.epochs * (config.prompts * config.group).div_ceil(config.mini_batch);
-        settings_of!(config, "rl", config.iterations * per_iteration)
+        settings_of!(config, "rl", config.iterations * Self::rl_updates(config))
+    }
+
+    /// Most updates that one iteration of `[rl]` can take.
+    pub fn rl_updates(config: &RlConfig) -> usize {
+        config.epochs * (config.prompts * config.group).div_ceil(config.mini_batch)
     }
 }
 
@@ -82,6 +86,8 @@ pub struct Optimiser {
     settings: OptimiserSettings,
     max_norm: f64,
     updates: u64,
+    /// Where the schedule stands, if that is not the number of updates.
+    position: Option<u64>,
     skipped: u64,
     skipped_in_a_row: u64,
     reach_checked: bool,
@@ -105,6 +111,7 @@ impl Optimiser {
             settings,
             max_norm,
             updates: 0,
+            position: None,
             skipped: 0,
             skipped_in_a_row: 0,
             reach_checked: false,
@@ -121,13 +128,19 @@ impl Optimiser {
         self.skipped
     }
 
+    /// Moves the schedule of the learning rate to `position`; it goes on from there. Iterations of reinforcement learning
+    /// take more or fewer updates, and a decaying schedule should end with the last of them.
+    pub fn schedule_at(&mut self, position: u64) {
+        self.position = Some(position);
+    }
+
     /// Clips and applies `grads`.
     ///
     /// # Errors
     /// [`Error::Unreached`] in the first update, [`Error::Diverged`] when too many in a row were not finite.
     pub fn step(&mut self, grads: &mut Grads) -> Result<StepReport> {
         let norm = clip_grad_norm(grads, self.max_norm)?;
-        let lr = self.settings.lr * self.settings.schedule.factor(self.updates);
+        let lr = self.settings.lr * self.settings.schedule.factor(self.position.unwrap_or(self.updates));
         if !norm.finite {
             self.skipped += 1;
             self.skipped_in_a_row += 1;
@@ -147,6 +160,7 @@ impl Optimiser {
         }
         self.adamw.step(grads, lr)?;
         self.updates += 1;
+        self.position = self.position.map(|at| at + 1);
         Ok(StepReport { grad_norm: norm.norm, lr, skipped: false })
     }
 

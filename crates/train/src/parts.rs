@@ -28,7 +28,7 @@ impl Parts {
         let dataset = config.env.suite == DATASET_SUITE;
         let world = if dataset { None } else { Some(Tabletop::new(&config.env)?) };
         if let (Some(rl), Some(world)) = (&config.rl, &world) {
-            Rl::new(world, rl, config.run.seed)?; // refuses unusable settings now
+            Rl::new(world, rl, 1, config.run.seed)?; // refuses unusable settings now
         }
         let mut notes = Vec::new();
         let demos = match &config.sft {

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
 use efference_objectives::batch::{
-    EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, PROGRESS, REWARDS, SUCCESS, TASK_IDS,
+    EMBEDDINGS, ENTROPY, FINISH_STEPS, OLD_ENTROPY, TURN_IDS, VALUES, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, PROGRESS, REWARDS, SUCCESS, TASK_IDS,
     TRUNCATED,
 };
 use efference_objectives::registry::Algorithm;
@@ -21,8 +21,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::RlConfig;
+use crate::critic::Critic;
+use crate::checkpoint::Tensors;
 use crate::error::{Error, Result};
-use crate::optimise::Optimiser;
+use crate::optimise::{Optimiser, OptimiserSettings};
 use crate::packing::{Chosen, masked, micro_batches, pack};
 use crate::progress::embed_episodes;
 use crate::report::{StopFlag, TaskScore, Values};
@@ -54,10 +56,11 @@ pub struct Rl<'w> {
     encoder: RandomConv,
     collector: Collector<'w>,
     focus: Focus,
+    critic: Option<Critic>,
 }
 
 /// What the rollouts of this stage tell an objective.
-pub const INPUTS: &[Input] = &[
+const INPUTS: &[Input] = &[
     LOG_PROBS,
     OLD_LOG_PROBS,
     ENTROPY,
@@ -68,23 +71,36 @@ pub const INPUTS: &[Input] = &[
     GROUP_IDS,
     TASK_IDS,
     EMBEDDINGS,
+    OLD_ENTROPY,
+    TURN_IDS,
 ];
 
+/// What the rollouts under `config` tell an objective.
+pub fn inputs(config: &RlConfig) -> Vec<Input> {
+    let values = (config.critic.hidden > 0).then_some(VALUES);
+    INPUTS.iter().copied().chain(values).collect()
+}
+
 impl<'w> Rl<'w> {
-    /// Prepares the stage.
+    /// Prepares the stage; `features` is the width of the policy's hidden states.
     ///
     /// # Errors
     /// [`Error::Setting`]: the algorithm's preset does not know a key, or a value is out of range.
-    pub fn new(world: &'w Tabletop, config: &RlConfig, seed: u64) -> Result<Self> {
+    pub fn new(world: &'w Tabletop, config: &RlConfig, features: usize, seed: u64) -> Result<Self> {
         let refuse =
             |e: efference_objectives::Error| Error::Setting { section: "rl.objective", source: Box::new(e) };
         let objective =
             Algorithm::from_table(&config.algorithm, &config.objective).map_err(refuse)?.objective;
-        objective.check(INPUTS).map_err(refuse)?;
+        objective.check(&inputs(config)).map_err(refuse)?;
         let encoder = RandomConv::new(config.encoder.seed, config.encoder.frames);
         let collector = Collector::new(world);
         let focus = Focus::new(world.tasks.len());
-        Ok(Self { world, config: config.clone(), seed, objective, memory: State::default(), encoder, collector, focus })
+        let tasks = world.tasks.iter().map(|t| t.id().to_string());
+        let critic = match config.critic.hidden {
+            0 => None,
+            _ => Some(Critic::new(&config.critic, features, tasks, world.options.max_steps, seed)?),
+        };
+        Ok(Self { world, config: config.clone(), seed, objective, memory: State::default(), encoder, collector, focus, critic })
     }
 
     /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
@@ -102,6 +118,22 @@ impl<'w> Rl<'w> {
                 *rate = f64::from_bits(*bits);
             }
         }
+    }
+
+    /// Weights and moments of the critic, for a checkpoint.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn critic_state(&self) -> Result<Tensors> {
+        self.critic.as_ref().map_or_else(|| Ok(Tensors::new()), Critic::state)
+    }
+
+    /// Takes them out of `moments` again.
+    ///
+    /// # Errors
+    /// They belong to another critic.
+    pub fn restore_critic(&mut self, moments: &mut Tensors) -> Result<()> {
+        Critic::restore(self.critic.as_mut(), moments)
     }
 
     /// What the objective's blocks remember, for a checkpoint.
@@ -176,7 +208,22 @@ impl<'w> Rl<'w> {
             }
         }
         let reward_secs = start.elapsed().as_secs_f64() - rollout_secs;
+        let explained = match &mut self.critic {
+            None => None,
+            Some(critic) => {
+                let rewards = batch.numbers(REWARDS)?;
+                let first = !critic.fitted();
+                let mut explained = if first { critic.fit(&trajectories, &rewards, self.seed)? } else { 0.0 };
+                let values = self.critic_table(policy, &trajectories, batch.cols())?;
+                batch.set(VALUES, values)?;
+                if let Some(critic) = self.critic.as_mut().filter(|_| !first) {
+                    explained = critic.fit(&trajectories, &rewards, self.seed)?;
+                }
+                Some(explained)
+            }
+        };
         let mut values = self.rollout_values(&trajectories, &scores, batch.has(PROGRESS));
+        values.extend(explained.map(|x| ("critic_explained".to_string(), x)));
         let trained_tokens = self.learn(i, policy, optimiser, rehearsal, &trajectories, batch, &mut values)?;
         let secs = start.elapsed().as_secs_f64();
         let steps: usize = trajectories.iter().map(|t| t.finish_steps).sum();
@@ -215,6 +262,8 @@ impl<'w> Rl<'w> {
         };
         let mask = table(&|t| vec![1.0; t.tokens(policy.action_dim())]);
         let old = table(&|t| t.decisions.iter().flat_map(|d| &d.log_probs).map(|&x| f64::from(x)).collect());
+        let entropy = table(&|t| t.decisions.iter().flat_map(|d| &d.entropy).map(|&x| f64::from(x)).collect());
+        let turns = table(&|t| (0..t.decisions.len() * per_decision).map(|i| (i / per_decision) as f64).collect());
         let like = Tensor::zeros(1, DType::F32, policy.params.device())?;
         let old = old.to_tensor(&like)?;
         let numbers = |x: &dyn Fn(&Trajectory) -> f64| trajectories.iter().map(x).collect::<Vec<f64>>();
@@ -228,6 +277,8 @@ impl<'w> Rl<'w> {
             .with(SUCCESS, success)?
             .with(FINISH_STEPS, numbers(&|t| t.finish_steps as f64))?
             .with(TRUNCATED, numbers(&|t| f64::from(u8::from(t.finish_steps >= max_steps))))?
+            .with(OLD_ENTROPY, entropy)?
+            .with(TURN_IDS, turns)?
             .with(GROUP_IDS, trajectories.iter().map(|t| t.plan.group).collect::<Vec<u64>>())?
             .with(TASK_IDS, trajectories.iter().map(task).collect::<Vec<u64>>())?;
         if embeds {
@@ -239,6 +290,21 @@ impl<'w> Rl<'w> {
             batch.set(EMBEDDINGS, embeddings)?;
         }
         Ok(batch)
+    }
+
+    /// The critic's value of each decision on its tokens, [B, T].
+    fn critic_table(&self, policy: &VlaPolicy, trajectories: &[Trajectory], cols: usize) -> Result<Table> {
+        let per_decision = policy.chunk() * policy.action_dim();
+        let mut out = Table { rows: trajectories.len(), cols, values: vec![0.0; trajectories.len() * cols] };
+        let Some(critic) = &self.critic else { return Ok(out) };
+        let mut values = critic.values(trajectories)?.into_iter();
+        for (row, t) in trajectories.iter().enumerate() {
+            let tokens = out.values[row * cols..(row + 1) * cols].chunks_mut(per_decision);
+            for (tokens, value) in tokens.zip(values.by_ref().take(t.decisions.len())) {
+                tokens.fill(value);
+            }
+        }
+        Ok(out)
     }
 
     fn rollout_values(&self, trajectories: &[Trajectory], scores: &[f64], graded: bool) -> Values {
@@ -285,6 +351,7 @@ impl<'w> Rl<'w> {
         }
         let tokens: usize = trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
 
+        optimiser.schedule_at(i * OptimiserSettings::rl_updates(&self.config) as u64);
         let mut sums = Sums::default();
         for epoch in 0..self.config.epochs as u64 {
             let mut order: Vec<usize> = (0..trajectories.len()).collect();

@@ -135,6 +135,13 @@ struct Run<'r> {
     stop: &'r StopFlag,
 }
 
+/// Moments of the optimiser and all of the critic.
+fn joined(rl: &Rl<'_>, optimiser: &Optimiser) -> Result<Tensors> {
+    let mut all = optimiser.state()?;
+    all.extend(rl.critic_state()?);
+    Ok(all)
+}
+
 /// How a stage ended.
 #[derive(PartialEq)]
 enum End {
@@ -327,14 +334,16 @@ impl<'r> Run<'r> {
     }
 
     fn rl_in(&mut self, world: &Tabletop, config: &RlConfig) -> Result<End> {
+        let features = self.policy.net.config().text.hidden_size;
+        let mut rl = Rl::new(world, config, features, self.config.run.seed)?;
+        rl.restore_critic(&mut self.moments)?;
         let mut optimiser = self.optimiser(OptimiserSettings::rl(config))?;
         if self.state.stage_step == 0 && !self.has_eval("before_rl") {
             if !self.evaluate_in(world, "before_rl")? {
                 return Ok(End::Stopped);
             }
-            self.save(optimiser.state()?)?;
+            self.save(joined(&rl, &optimiser)?)?;
         }
-        let mut rl = Rl::new(world, config, self.config.run.seed)?;
         let set = match config.rehearse_demos {
             0 => None,
             batch => Some((DecisionSet::new(&self.demos.0, &world.cameras, &self.policy)?, batch)),
@@ -379,7 +388,7 @@ impl<'r> Run<'r> {
                 let pause = Instant::now();
                 let complete = self.evaluate_in(world, "iteration")?;
                 evaluating += pause.elapsed().as_secs_f64();
-                self.save(optimiser.state()?)?;
+                self.save(joined(&rl, &optimiser)?)?;
                 if !complete {
                     return Ok(End::Stopped);
                 }
@@ -387,7 +396,7 @@ impl<'r> Run<'r> {
             let recorded = self.album.wants_iteration(done + 1);
             let played = rl.iteration(done, &self.policy, &mut optimiser, rehearsal.as_ref(), self.stop, recorded)?;
             let Some(iteration) = played else {
-                self.save(optimiser.state()?)?;
+                self.save(joined(&rl, &optimiser)?)?;
                 return Ok(End::Stopped);
             };
             let clock = before + began.elapsed().as_secs_f64() - evaluating;
@@ -401,13 +410,13 @@ impl<'r> Run<'r> {
             self.album.iteration(world, &self.policy, done, &trajectories, &scores);
             let stop = self.stop.requested();
             if stop || done.is_multiple_of(self.config.checkpoint.every as u64) {
-                self.save(optimiser.state()?)?;
+                self.save(joined(&rl, &optimiser)?)?;
             }
             if stop {
                 return Ok(End::Stopped);
             }
         }
-        self.save(optimiser.state()?)?;
+        self.save(joined(&rl, &optimiser)?)?;
         if !self.has_eval("after_rl") && !self.evaluate_in(world, "after_rl")? {
             return Ok(End::Stopped);
         }

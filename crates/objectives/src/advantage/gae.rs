@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::whiten::{Whiten, masked_whiten};
-use crate::batch::{Batch, Input, TOKEN_REWARDS, VALUES};
+use crate::batch::{Batch, Input, TOKEN_REWARDS, TURN_IDS, VALUES};
 use crate::block::{Advantage, Block, Kind};
 use crate::error::Result;
 use crate::state::State;
@@ -81,6 +81,84 @@ impl Advantage for Gae {
     }
 }
 
+/// GAE over turns (decisions, chunks, answers) instead of tokens: a turn's value is that of its first token, its reward
+/// the sum of its token rewards (or the outcome, on the last turn), and all its tokens share its advantage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TurnGae {
+    /// Discount per turn, 0 to 1.
+    pub gamma: f64,
+    /// 0 trusts the critic, 1 the outcome.
+    pub lambda: f64,
+    /// Whiten over the valid tokens of the batch.
+    pub whiten: bool,
+}
+
+impl Default for TurnGae {
+    fn default() -> Self {
+        Self { gamma: 1.0, lambda: 0.95, whiten: true }
+    }
+}
+
+impl Block for TurnGae {
+    fn needs(&self) -> Vec<Input> {
+        vec![VALUES, TURN_IDS]
+    }
+
+    fn describe(&self) -> String {
+        let whiten = if self.whiten { ", whitened" } else { "" };
+        format!("GAE over turns (gamma {}, lambda {}{whiten})", self.gamma, self.lambda)
+    }
+}
+
+impl Kind for TurnGae {
+    const KIND: &'static str = "turn_gae";
+}
+
+impl Advantage for TurnGae {
+    fn advantages(&self, batch: &Batch, _state: &mut State) -> Result<Table> {
+        let (mask, turns, values) = (batch.mask(), batch.table(TURN_IDS)?, batch.table(VALUES)?);
+        let rewards = if batch.has(TOKEN_REWARDS) { Some(batch.table(TOKEN_REWARDS)?) } else { None };
+        let outcomes = batch.outcomes()?;
+        let mut out = mask.filled(0.0);
+        for row in 0..mask.rows {
+            // Turns as (first token, reward, tokens), in order.
+            let mut all: Vec<(usize, f64, Vec<usize>)> = Vec::new();
+            let mut current = f64::NAN;
+            for t in (row * mask.cols..(row + 1) * mask.cols).filter(|&t| mask.values[t] != 0.0) {
+                if turns.values[t] < 0.0 {
+                    continue;
+                }
+                if turns.values[t] != current {
+                    current = turns.values[t];
+                    all.push((t, 0.0, Vec::new()));
+                }
+                if let Some((_, reward, tokens)) = all.last_mut() {
+                    *reward += rewards.as_ref().map_or(0.0, |r| r.values[t]);
+                    tokens.push(t);
+                }
+            }
+            if let (None, Some((_, reward, _))) = (&rewards, all.last_mut()) {
+                *reward = outcomes[row];
+            }
+            let (mut next_value, mut next_advantage) = (0.0, 0.0);
+            for (first, reward, tokens) in all.iter().rev() {
+                let value = values.values[*first];
+                let advantage =
+                    reward + self.gamma * next_value - value + self.gamma * self.lambda * next_advantage;
+                tokens.iter().for_each(|&t| out.values[t] = advantage);
+                (next_value, next_advantage) = (value, advantage);
+            }
+        }
+        if !self.whiten || mask.values.iter().sum::<f64>() <= 1.0 {
+            return Ok(out);
+        }
+        let mut white = masked_whiten(&out, mask, &Whiten::default())?;
+        white.values.iter_mut().zip(&mask.values).for_each(|(a, m)| *a *= m);
+        Ok(white)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -95,5 +173,24 @@ mod tests {
         // t=2: 2 - 6 = -4; t=1 masked: repeats -4; t=0: (1 + 0.5*6 - 4) + 0.25*(-4) = -1
         assert_eq!(a.values, [-1.0, -4.0, -4.0]);
         assert_eq!(returns.values, [3.0, 4.0, 2.0]);
+    }
+
+    #[test]
+    fn turns_share_an_advantage_and_the_outcome_stands_on_the_last() {
+        let table = |row: &[f64]| Table::from_rows(&[row.to_vec()]).unwrap();
+        let mask = table(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+        let batch = Batch::new(mask)
+            .with(TURN_IDS, table(&[0.0, 0.0, 0.0, 1.0, 1.0, 2.0]))
+            .and_then(|b| b.with(VALUES, table(&[0.5, 9.0, 9.0, 0.25, 9.0, 9.0])))
+            .and_then(|b| b.with(crate::batch::REWARDS, vec![1.0]))
+            .unwrap();
+        let settings = TurnGae { gamma: 1.0, lambda: 0.5, whiten: false };
+        let a = settings.advantages(&batch, &mut State::default()).unwrap();
+        // Turn 1: 1 - 0.25 = 0.75; turn 0: 0.25 - 0.5 + 0.5 * 0.75 = 0.125.
+        assert_eq!(a.values, [0.125, 0.125, 0.0, 0.75, 0.75, 0.0]);
+        // With lambda 1 and no discount the critic is a baseline only.
+        let settings = TurnGae { lambda: 1.0, ..settings };
+        let a = settings.advantages(&batch, &mut State::default()).unwrap();
+        assert_eq!(a.values, [0.5, 0.5, 0.0, 0.75, 0.75, 0.0]);
     }
 }

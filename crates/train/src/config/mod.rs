@@ -16,7 +16,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use error::{ConfigError, Place, Problem};
-pub use sections::{
+pub use sections::{CriticConfig, 
     CheckpointConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig, RecordConfig,
     RlConfig, RunConfig, SftConfig, TrainConfig,
 };

@@ -5,7 +5,7 @@
 use efference_objectives::registry::Algorithm;
 use toml::{Table, Value};
 
-use super::TrainConfig;
+use super::{RlConfig, TrainConfig};
 use super::error::Problem;
 use super::resolve::Source;
 use crate::error::Error;
@@ -17,12 +17,14 @@ const SHAPE: &str = "model.shape";
 /// Adds what is wrong with the open sections of `config`.
 pub(super) fn check(config: &TrainConfig, source: &Source, out: &mut Vec<Problem>) {
     if let Some(rl) = &config.rl {
-        objective(&rl.algorithm, &rl.objective, source, out);
+        objective(rl, source, out);
     }
     shape(config, source, out);
 }
 
-fn objective(algorithm: &str, settings: &Table, source: &Source, out: &mut Vec<Problem>) {
+fn objective(rl: &RlConfig, source: &Source, out: &mut Vec<Problem>) {
+    let (algorithm, settings) = (&rl.algorithm, &rl.objective);
+    let inputs = crate::rl::inputs(rl);
     let Ok(preset) = Algorithm::from_table(algorithm, &Table::new()) else { return };
     let before = out.len();
     source.check_like(settings, &preset.composition.keys(settings), OBJECTIVE, out);
@@ -30,7 +32,7 @@ fn objective(algorithm: &str, settings: &Table, source: &Source, out: &mut Vec<P
         return;
     }
     let refused = |table: &Table| {
-        Algorithm::from_table(algorithm, table).and_then(|a| a.objective.check(crate::rl::INPUTS)).err()
+        Algorithm::from_table(algorithm, table).and_then(|a| a.objective.check(&inputs)).err()
     };
     out.extend(refused(settings).map(|error| {
         let field = culprit(settings, OBJECTIVE, &|table| refused(table).is_some());

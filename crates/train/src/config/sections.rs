@@ -129,6 +129,20 @@ settings! {
 }
 
 settings! {
+    /// `[rl.critic]`: a value network on the policy's features, for advantages that need one (`turn_gae`).
+    pub struct CriticConfig {
+        /// Width of its hidden layer; 0 keeps no critic.
+        pub hidden: usize = 0, MAYBE;
+        /// Learning rate.
+        pub lr: f64 = 1e-3, RATE;
+        /// Passes over the decisions of an iteration.
+        pub epochs: usize = 4, COUNT;
+        /// Decisions per step.
+        pub batch: usize = 256, COUNT;
+    }
+}
+
+settings! {
     /// `[rl]`: optional stage, reinforcement learning from group rollouts.
     pub struct RlConfig {
         /// Objective, by the name of its preset (`efference algorithms` lists them).
@@ -185,6 +199,8 @@ settings! {
         pub objective: toml::Table = toml::Table::new();
         /// Episode encoder of SRPO.
         pub encoder: EncoderConfig = EncoderConfig::default();
+        /// Value network.
+        pub critic: CriticConfig = CriticConfig::default();
     }
 }
 
