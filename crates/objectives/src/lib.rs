@@ -18,6 +18,7 @@ pub mod composition;
 pub mod conformance;
 pub mod error;
 pub mod filter;
+pub mod grounding;
 pub mod kl;
 pub mod objective;
 pub mod papers;

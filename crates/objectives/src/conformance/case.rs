@@ -84,6 +84,12 @@ impl Case {
         self.inputs.get(name).and_then(flat).ok_or_else(|| Failure::Missing(format!("inputs.{name}")))
     }
 
+    /// An input of any serde type: texts, records, nested lists.
+    pub fn input<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+        let value = self.inputs.get(name).ok_or_else(|| Failure::Missing(format!("inputs.{name}")))?;
+        serde_json::from_value(unquoted(value)).map_err(|e| Failure::Missing(format!("inputs.{name}: {e}")))
+    }
+
     /// The shape of a tensor input.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>, Failure> {
         let shape = self.inputs.get(name).and_then(|v| v.get("shape")).cloned();
@@ -133,7 +139,7 @@ impl Case {
     pub fn compare<K: Borrow<str> + Ord>(&self, outputs: &BTreeMap<K, Vec<f64>>) -> Result<f64, Failure> {
         let (mut worst, mut place) = (0.0f64, None);
         for (name, expected) in &self.outputs {
-            let expected = flat(expected).ok_or_else(|| Failure::Missing(format!("outputs.{name}")))?;
+            let expected = flat(expected).unwrap_or_else(|| spelled(expected));
             let got = outputs.get(name.as_str()).ok_or_else(|| Failure::NotComputed(name.clone()))?;
             if got.len() != expected.len() {
                 let (got, expected) = (got.len(), expected.len());
@@ -212,6 +218,61 @@ fn flat(value: &Value) -> Option<Vec<f64>> {
     }
 }
 
+/// `value` with its decimals as numbers again (see [`File::parse`]).
+fn unquoted(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => Value::Array(items.iter().map(unquoted).collect()),
+        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), unquoted(v))).collect()),
+        Value::String(text) => decimal(text).map_or_else(|| value.clone(), Value::Number),
+        _ => value.clone(),
+    }
+}
+
+fn decimal(text: &str) -> Option<serde_json::Number> {
+    let number = text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) && text.contains(['.', 'e', 'E']);
+    number.then(|| text.parse().ok()).flatten().and_then(serde_json::Number::from_f64)
+}
+
+/// Any JSON as numbers, so that outputs with texts and records are compared like all others: a text is its length
+/// and bytes, a list its length and items, a record its size and its keys and values in order of the keys.
+pub(super) fn spelled(value: &Value) -> Vec<f64> {
+    // Numbers that no output holds say what follows.
+    const NULL: f64 = -1e6;
+    const TEXT: f64 = -2e6;
+    const LIST: f64 = -3e6;
+    const RECORD: f64 = -4e6;
+    fn text(x: &str, out: &mut Vec<f64>) {
+        out.extend([TEXT, x.len() as f64]);
+        out.extend(x.bytes().map(f64::from));
+    }
+    fn spell(value: &Value, out: &mut Vec<f64>) {
+        match value {
+            Value::Null => out.push(NULL),
+            Value::Bool(b) => out.push(f64::from(u8::from(*b))),
+            Value::Number(x) => out.push(x.as_f64().unwrap_or(f64::NAN)),
+            Value::String(x) => match decimal(x) {
+                Some(number) => out.push(number.as_f64().unwrap_or(f64::NAN)),
+                None => text(x, out),
+            },
+            Value::Array(items) => {
+                out.extend([LIST, items.len() as f64]);
+                items.iter().for_each(|item| spell(item, out));
+            }
+            Value::Object(map) => {
+                out.extend([RECORD, map.len() as f64]);
+                let sorted: BTreeMap<&String, &Value> = map.iter().collect();
+                for (key, value) in sorted {
+                    text(key, out);
+                    spell(value, out);
+                }
+            }
+        }
+    }
+    let mut out = Vec::new();
+    spell(value, &mut out);
+    out
+}
+
 /// All numbers of a tensor, in f64.
 pub(super) fn values(tensor: &Tensor) -> Result<Vec<f64>, Failure> {
     Ok(tensor.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
@@ -223,5 +284,26 @@ pub(super) fn gradient(loss: &Tensor, var: &Var) -> Result<Vec<f64>, Failure> {
     match grads.get(var.as_tensor()) {
         Some(grad) => values(grad),
         None => Ok(vec![0.0; var.elem_count()]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn texts_and_records_differ_where_they_differ() {
+        let spell = |x: Value| spelled(&x);
+        assert_eq!(spell(json!({"b": [0.5, null], "a": "x"})), spell(json!({"a": "x", "b": ["0.5", null]})));
+        for (a, b) in [
+            (json!(["ab", ""]), json!(["a", "b"])),
+            (json!({"a": 1}), json!({"b": 1})),
+            (json!([[1], 2]), json!([1, [2]])),
+            (json!([0]), json!([null])),
+        ] {
+            assert_ne!(spell(a), spell(b));
+        }
     }
 }

@@ -28,7 +28,13 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            aepo_gui,
+            apo,
+            arpo_gui,
+            oorl_gepo,
+            papo,
+            srpo,
+            tspo,
         }
     };
 }
