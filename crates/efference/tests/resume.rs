@@ -26,6 +26,14 @@ steps = 20
 batch = 4
 [rl]
 schedule = "cosine"
+noise = "chunk"
+noise_persistence = 0.5
+mirrored = true
+decision_share = 0.6
+old_log_probs = "sampled"
+rehearse_demos = 2
+rehearse_play = 2
+critic = { hidden = 8, batch = 8 }
 warmup_steps = 2
 iterations = 6
 prompts = 2
@@ -34,6 +42,7 @@ mini_batch = 6
 encoder.frames = 4
 objective.filter.accuracy = { lower = 0.0, upper = 1.0 }
 objective.regularizer.entropy_bonus.coef = 0.01
+objective.advantage = { kind = "turn_gae", lambda = 0.9 }
 [eval]
 episodes_per_task = 3
 [checkpoint]

@@ -43,6 +43,13 @@ algorithm = "srpo"
 focus = true
 noise = "chunk"
 iterations = 3
+noise_persistence = 0.5
+mirrored = true
+decision_share = 0.6
+old_log_probs = "sampled"
+rehearse_demos = 2
+rehearse_play = 2
+critic = { hidden = 8, batch = 8 }
 prompts = 3
 group = 3
 mini_batch = 4
@@ -52,6 +59,7 @@ schedule = "cosine"
 warmup_steps = 2
 objective.filter.accuracy = { lower = 0.0, upper = 1.0 }
 objective.regularizer.entropy_bonus.coef = 0.01
+objective.advantage = { kind = "turn_gae", lambda = 0.9 }
 encoder.frames = 4
 [eval]
 episodes_per_task = 2

@@ -103,7 +103,8 @@ fn out_of_range_says_the_range() {
 #[test]
 fn unknown_names_list_what_exists() {
     let m = message(SMALL, &["rl.algorithm=srp"]);
-    assert!(m.contains("there is no \"srp\" (nearest: \"srpo\"; known: grpo, srpo"), "{m}");
+    assert!(m.contains("there is no \"srp\" (nearest: \"srpo\"; known: "), "{m}");
+    assert!(m.contains("grpo, ") && m.contains("srpo"), "{m}");
 }
 
 #[test]
