@@ -28,7 +28,14 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            bapo,
+            bnpo,
+            dcpo,
+            hbpo,
+            riskpo,
+            seed_grpo,
+            spo_single,
+            srpo,
         }
     };
 }
