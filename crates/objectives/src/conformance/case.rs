@@ -200,8 +200,8 @@ fn quote_decimals(text: &str) -> String {
     out
 }
 
-/// Numbers of a scalar, a (nested) list, a `{ shape, data }` tensor or a record (in order of its names); flags count as 0
-/// and 1, null as NaN, strings as the number in them (see [`File::parse`]).
+/// Numbers of a scalar, a (nested) list, a `{ shape, data }` tensor or a record (in order of its names); flags count as
+/// 0 and 1, null as NaN, strings as the number in them (see [`File::parse`]).
 fn flat(value: &Value) -> Option<Vec<f64>> {
     match value {
         Value::Number(x) => Some(vec![x.as_f64()?]),

@@ -22,8 +22,7 @@ pub(super) fn run(case: &Case) -> Outcome {
 }
 
 fn advantages(case: &Case) -> Outcome {
-    let (mean, std, times) =
-        (case.numbers("old_mean")?, case.numbers("old_std")?, case.whole("old_times")?);
+    let (mean, std, times) = (case.numbers("old_mean")?, case.numbers("old_std")?, case.whole("old_times")?);
     let before = mean.into_iter().zip(std).zip(times);
     let before = before.map(|((mean, std), visits)| History { mean, std, visits: visits as u32 });
     let before: BTreeMap<u64, History> = (0u64..).zip(before).collect();

@@ -103,7 +103,8 @@ fn paper_modulation(case: &Case) -> Outcome {
         Ok(SemanticEntropy { alpha, focal_gamma, estimator, modulation, ..SemanticEntropy::default() })
     };
     let mut columns = Vec::new();
-    for modulation in [Modulation::Exponential, Modulation::Focal, Modulation::Linear, Modulation::Reciprocal] {
+    for modulation in [Modulation::Exponential, Modulation::Focal, Modulation::Linear, Modulation::Reciprocal]
+    {
         let groups = groups(case, &rule(EntropyEstimator::MonteCarlo, modulation)?)?;
         columns.push(groups.iter().map(|(_, factor)| *factor).collect::<Vec<f64>>());
     }
@@ -137,5 +138,8 @@ fn loss(case: &Case) -> Outcome {
     whole.sequences = batch.rows() as f64;
     let objective = Objective::new(surrogate, Aggregation::SeqMeanTokenSum);
     let parts = objective.loss(&batch, &signals, &whole, &state)?;
-    Ok(Outputs::from([("loss", values(&parts.loss)?), ("grad_log_probs", gradient(&parts.loss, &log_probs)?)]))
+    Ok(Outputs::from([
+        ("loss", values(&parts.loss)?),
+        ("grad_log_probs", gradient(&parts.loss, &log_probs)?),
+    ]))
 }

@@ -13,16 +13,16 @@
 //! loss = max(-A r, -A clamp(r, lo, hi)), dual clip 3, token mean
 //! ```
 //!
-//! Bounds are ratios, not distances from 1. The search uses no gradient. A batch without a negative advantage, and one
-//! that is all masked, is not searched.
+//! Bounds are ratios, not distances from 1. The search uses no gradient. A batch without a negative advantage, and
+//! one that is all masked, is not searched.
 //!
 //! Source: the authors' code (WooooDyy/BAPO), whose criterion is the default. The paper instead weights every
 //! contribution by the token's old probability and asks for a share of the whole, `criterion = "weighted_share"`: a
 //! share rho0 is a ratio rho0 / (1 - rho0) (0.4 is 0.667, 0.5 is 1).
 //!
-//! Since max(r, lo) grows with lo, raising lo can only lower rho: when the target is unmet at the start, lo always runs
-//! to its maximum before hi moves. This holds for the paper's formula too. `contribution = "unclipped"` counts only
-//! tokens that the bounds leave a gradient; it is OUR variant, neither the paper's nor the code's.
+//! Since max(r, lo) grows with lo, raising lo can only lower rho: when the target is unmet at the start, lo always
+//! runs to its maximum before hi moves. This holds for the paper's formula too. `contribution = "unclipped"` counts
+//! only tokens that the bounds leave a gradient; it is OUR variant, neither the paper's nor the code's.
 
 use serde::{Deserialize, Serialize};
 
@@ -138,8 +138,8 @@ pub struct Found {
 }
 
 impl BalancedBounds {
-    /// Bounds for the tokens of `batch` that count. All tables [B, T]; with data parallelism or micro-batches, give it
-    /// the whole minibatch: the balance of few tokens jumps.
+    /// Bounds for the tokens of `batch` that count. All tables [B, T]; with data parallelism or micro-batches, give
+    /// it the whole minibatch: the balance of few tokens jumps.
     ///
     /// # Errors
     /// Shapes that differ.
@@ -328,9 +328,8 @@ mod tests {
         // r = 2 with A = 1, r = 1 with A = -2: rho = min(2, hi) / 2.
         let rule = BalancedBounds { target: 0.7, upper_step: 0.1, eps: 0.0, ..BalancedBounds::default() };
         let d = row(&[2f64.ln(), 0.0, f64::NAN]);
-        let found = rule
-            .search(&d, &row(&[0.0; 3]), &row(&[1.0, -2.0, 9.0]), &row(&[1.0, 1.0, 0.0]))
-            .unwrap();
+        let found =
+            rule.search(&d, &row(&[0.0; 3]), &row(&[1.0, -2.0, 9.0]), &row(&[1.0, 1.0, 0.0])).unwrap();
         assert!((found.low - 0.8).abs() < 1e-12 && (found.high - 1.4).abs() < 1e-12, "{found:?}");
         let none = rule.search(&d, &d, &row(&[0.0; 3]), &row(&[0.0; 3])).unwrap();
         assert_eq!((none.low, none.high, none.balance), (0.6, 1.2, f64::INFINITY));
@@ -366,7 +365,10 @@ mod tests {
         let whole = prepared.batch.normaliser();
         let grad = |rows: &[usize]| -> Vec<f64> {
             let part = prepared.batch.select(rows).unwrap();
-            let loss = objective.loss(&part, &prepared.signals.select(rows), &whole, &State::default()).unwrap().loss;
+            let loss = objective
+                .loss(&part, &prepared.signals.select(rows), &whole, &State::default())
+                .unwrap()
+                .loss;
             let grads = loss.backward().unwrap();
             grads.get(log_probs.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };

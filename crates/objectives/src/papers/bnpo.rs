@@ -13,13 +13,13 @@
 //! A_i = w_g (s_i - p_g)
 //! ```
 //!
-//! alpha = beta = 1 is REINFORCE with baseline, alpha = beta = 3/2 is GRPO times pi/8. Groups that are all right or all
-//! wrong get exactly 0, whatever their weight. `rewards` [B], `group_ids` [B]; statistics are those of the whole batch,
-//! so compute them before it is split. Loss: clip 0.2 / 0.28, dual clip 10, tokens summed inside a sequence.
+//! alpha = beta = 1 is REINFORCE with baseline, alpha = beta = 3/2 is GRPO times pi/8. Groups that are all right or
+//! all wrong get exactly 0, whatever their weight. `rewards` [B], `group_ids` [B]; statistics are those of the whole
+//! batch, so compute them before it is split. Loss: clip 0.2 / 0.28, dual clip 10, tokens summed inside a sequence.
 //!
-//! Source: the authors' code (changyi7231/BNPO). Where we differ: when all groups have the same success rate (v at most
-//! 1e-12) the code divides by 0; here alpha = beta = 1. With several rewards (`decompose`) the estimator runs on every
-//! component and the advantages are averaged; the code also counts components that are switched off.
+//! Source: the authors' code (changyi7231/BNPO). Where we differ: when all groups have the same success rate (v at
+//! most 1e-12) the code divides by 0; here alpha = beta = 1. With several rewards (`decompose`) the estimator runs
+//! on every component and the advantages are averaged; the code also counts components that are switched off.
 
 use serde::{Deserialize, Serialize};
 
@@ -66,12 +66,13 @@ pub struct BetaNorm {
     pub max_value: f64,
     /// What a and b are divided by, from minimising the gradient's variance.
     pub divisor: f64,
-    /// Largest weight. The code's 1e6 hardly limits: at p = 1/16 and alpha = 3 a weight is 10 to 100; 5 to 10 is safer.
+    /// Largest weight. The code's 1e6 hardly limits: at p = 1/16 and alpha = 3 a weight is 10 to 100; 5 to 10 is
+    /// safer.
     pub weight_max: f64,
     /// A variance of success rates up to this gives alpha = beta = 1.
     pub min_variance: f64,
-    /// What a lone answer gets: `keeps_reward` is the authors' code (p = 0, and it takes part in the fit), `zero` leaves
-    /// it out.
+    /// What a lone answer gets: `keeps_reward` is the authors' code (p = 0, and it takes part in the fit), `zero`
+    /// leaves it out.
     pub alone: GroupBaseline,
     /// Average over the advantages of `reward_components` instead of one advantage of the outcome.
     pub decompose: bool,
@@ -158,7 +159,9 @@ impl BetaNorm {
         let groups = members(group_ids);
         let success: Vec<f64> = groups.values().map(|index| success_rate(&s, index)).collect();
         if let Some(p) = success.iter().find(|p| !(0.0..=1.0).contains(*p)) {
-            let reason = format!("a group's success rate is {p}; set `min_value` and `max_value` to the rewards' range");
+            let reason = format!(
+                "a group's success rate is {p}; set `min_value` and `max_value` to the rewards' range"
+            );
             return Err(Error::Invalid { what: "rewards", reason });
         }
         let left_out = |index: &[usize]| index.len() == 1 && self.alone == GroupBaseline::Zero;
@@ -267,7 +270,10 @@ impl Block for BetaNorm {
 
     fn describe(&self) -> String {
         let which = if self.decompose { ", mean over reward components" } else { "" };
-        format!("group: (R - mean) / Beta density of the success rate, weight at most {}{which}", self.weight_max)
+        format!(
+            "group: (R - mean) / Beta density of the success rate, weight at most {}{which}",
+            self.weight_max
+        )
     }
 }
 
@@ -295,7 +301,9 @@ mod tests {
 
     #[test]
     fn gamma_by_hand() {
-        for (x, expected) in [(1.0, 0.0), (2.0, 0.0), (5.0, 24f64.ln()), (0.5, std::f64::consts::PI.sqrt().ln())] {
+        for (x, expected) in
+            [(1.0, 0.0), (2.0, 0.0), (5.0, 24f64.ln()), (0.5, std::f64::consts::PI.sqrt().ln())]
+        {
             assert!((ln_gamma(x) - expected).abs() < 1e-14, "{x}: {}", ln_gamma(x));
         }
         assert!((ln_gamma(101.0) - 363.739_375_555_563_5).abs() < 1e-11);

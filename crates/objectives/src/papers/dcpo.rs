@@ -23,8 +23,8 @@
 //! Source: the paper and the authors' code (lime-RL/DCPO). Where they differ: the code's later aggregation averages
 //! over all tokens (`token-mean`); the paper's is the default here, divided by the number of responses
 //! (`seq-mean-token-mean`) so that the learning rate does not depend on the batch. The constants are the paper's
-//! (0.16 / 0.2; the released script has 0.2 / 0.28). The released script also never stores the histories, which leaves
-//! GRPO without epsilon; here they are stored. The log-ratio is not limited to 20.
+//! (0.16 / 0.2; the released script has 0.2 / 0.28). The released script also never stores the histories, which
+//! leaves GRPO without epsilon; here they are stored. The log-ratio is not limited to 20.
 
 use std::collections::BTreeMap;
 
@@ -102,8 +102,8 @@ impl Default for SmoothStandardised {
 }
 
 impl SmoothStandardised {
-    /// Advantages of one prompt's rewards [G] and its history after this visit. A lone answer has deviation 0 (an error
-    /// in the authors' code).
+    /// Advantages of one prompt's rewards [G] and its history after this visit. A lone answer has deviation 0 (an
+    /// error in the authors' code).
     ///
     /// # Errors
     /// [`Error::TooFew`] without a reward.
@@ -235,8 +235,8 @@ impl Default for DynamicAdaptiveClip {
 }
 
 impl DynamicAdaptiveClip {
-    /// Smallest and largest ratio of every token, [B, T] each, from `old_log_probs` [B, T]. A token of probability 0 has
-    /// the widest bounds: 0.5 and the cap.
+    /// Smallest and largest ratio of every token, [B, T] each, from `old_log_probs` [B, T]. A token of probability 0
+    /// has the widest bounds: 0.5 and the cap.
     pub fn bounds(&self, old_log_probs: &Table) -> (Table, Table) {
         let cap = self.clip_ratio_c.max(LEAST_CAP);
         let edge = |f: &dyn Fn(f64) -> f64, impossible: f64| Table {
@@ -426,8 +426,10 @@ mod tests {
 
     #[test]
     fn extreme_ratios_have_finite_losses_and_gradients() {
-        let log_probs = Var::from_vec(vec![-1.0f32, -1.0, -1.0, f32::NEG_INFINITY], (2, 2), &Device::Cpu).unwrap();
-        let old = Tensor::from_vec(vec![-500.0f32, f32::NEG_INFINITY, -500.0, -1.0], (2, 2), &Device::Cpu).unwrap();
+        let log_probs =
+            Var::from_vec(vec![-1.0f32, -1.0, -1.0, f32::NEG_INFINITY], (2, 2), &Device::Cpu).unwrap();
+        let old =
+            Tensor::from_vec(vec![-500.0f32, f32::NEG_INFINITY, -500.0, -1.0], (2, 2), &Device::Cpu).unwrap();
         let mask = Table::from_rows(&[vec![1.0, 1.0], vec![1.0, 0.0]]).unwrap();
         let advantages = Table::from_rows(&[vec![1.0, 1.0], vec![-1.0, 0.0]]).unwrap();
         let batch = Batch::new(mask)
@@ -441,7 +443,8 @@ mod tests {
         let parts = objective.loss(&batch, &signals, &batch.normaliser(), &State::default()).unwrap();
         assert!(parts.pg_loss.is_finite());
         let grads = parts.loss.backward().unwrap();
-        let grad: Vec<f32> = grads.get(log_probs.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let grad: Vec<f32> =
+            grads.get(log_probs.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(grad, [0.0; 4]);
     }
 

@@ -1,8 +1,9 @@
 //! HBPO: Hierarchical Budget Policy Optimization (arXiv 2507.15844).
 //!
-//! Base: GRPO. For adaptive reasoning length: the n answers to a prompt are split into k equal sub-groups, and sub-group
-//! i starts with a sentence that announces a budget of b_i tokens. The reward of a right answer depends on its length
-//! and its announced budget, and the advantage has a term for the sub-group beside the term for the group:
+//! Base: GRPO. For adaptive reasoning length: the n answers to a prompt are split into k equal sub-groups, and
+//! sub-group i starts with a sentence that announces a budget of b_i tokens. The reward of a right answer depends on
+//! its length and its announced budget, and the advantage has a term for the sub-group beside the term for the
+//! group:
 //!
 //! ```text
 //! reward of a right answer of n <= L tokens, budget b:
@@ -15,16 +16,17 @@
 //! A_ij     = inter_ij + intra_weight intra_i
 //! ```
 //!
-//! Lengths are tokens of the response including the announcing sentence. Rewards [B], `budgets` [B] tokens, `group_ids`
-//! [B] (one per prompt, over all budgets). A lone answer has mean 0, spread 1 and intra 0. Loss: clip 0.2 / 0.28, dual
-//! clip 3, token mean.
+//! Lengths are tokens of the response including the announcing sentence. Rewards [B], `budgets` [B] tokens,
+//! `group_ids` [B] (one per prompt, over all budgets). A lone answer has mean 0, spread 1 and intra 0. Loss: clip
+//! 0.2 / 0.28, dual clip 3, token mean.
 //!
 //! Source: the paper, which is the default, and the authors' code (ZJU-REAL/HBPO). The code takes the minimum, which
 //! differs for a budget of 512 below 322 tokens, writes pi as 3.1416, gives format errors -1, rounds the reward of an
 //! answer without budget sentence to two decimals, and adds intra twice (`intra_weight` 2).
 //!
-//! intra is never positive and -1 to -4 where most answers are wrong, while inter is of order 1, so most advantages are
-//! negative, also those of right answers: `centre` subtracts the batch mean, or lower `intra_weight` to 0.1 to 0.5.
+//! intra is never positive and -1 to -4 where most answers are wrong, while inter is of order 1, so most advantages
+//! are negative, also those of right answers: `centre` subtracts the batch mean, or lower `intra_weight` to 0.1 to
+//! 0.5.
 
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
@@ -43,7 +45,8 @@ use crate::surrogate::ClippedRatio;
 use crate::table::Table;
 
 /// Announced budgets.
-pub const BUDGETS: Input = Input::new("budgets", "[B]", "announced length in tokens, 0 where none was announced");
+pub const BUDGETS: Input =
+    Input::new("budgets", "[B]", "announced length in tokens, 0 where none was announced");
 /// Whether an answer can be read.
 pub const WELL_FORMED: Input =
     Input::new("well_formed", "[B]", "1 where the reasoning is closed and an answer can be read, else 0");
@@ -407,7 +410,8 @@ mod tests {
     #[test]
     fn a_lone_answer_and_a_dead_group() {
         let settings = BudgetAdvantage::default();
-        let out = settings.terms(&[2.0, 0.9, 0.9, 0.9], &[512.0, 512.0, 512.0, 1024.0], &[0, 1, 1, 1]).unwrap();
+        let out =
+            settings.terms(&[2.0, 0.9, 0.9, 0.9], &[512.0, 512.0, 512.0, 1024.0], &[0, 1, 1, 1]).unwrap();
         assert_eq!(out.intra[0], 0.0);
         assert_eq!(out.inter[1..], [0.0; 3]);
         assert!(out.intra[1] < 0.0 && out.intra[1] < out.intra[3]);

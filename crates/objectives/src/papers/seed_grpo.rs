@@ -1,7 +1,7 @@
 //! SEED-GRPO: Semantic Entropy Enhanced GRPO (arXiv 2505.12346).
 //!
-//! Base: Dr.GRPO. New: the advantages of a prompt are multiplied by a decreasing function of the semantic entropy of its
-//! G answers, the same factor for all of them: uncertain prompts get smaller updates.
+//! Base: Dr.GRPO. New: the advantages of a prompt are multiplied by a decreasing function of the semantic entropy of
+//! its G answers, the same factor for all of them: uncertain prompts get smaller updates.
 //!
 //! ```text
 //! l_i = mean of old_log_probs over valid tokens (or their sum),  p_i = softmax of l in the group
@@ -16,14 +16,15 @@
 //! A_i = factor (R_i - mean of the group)
 //! ```
 //!
-//! A single cluster, a single answer and alpha = 0 have factor exactly 1. Rows without a valid token are left out of the
-//! softmax and get their prompt's factor. `old_log_probs` [B, T], `group_ids` [B], `answer_keys` [B] texts, normalised
-//! first: "1/2" and "0.5" are two clusters.
+//! A single cluster, a single answer and alpha = 0 have factor exactly 1. Rows without a valid token are left out of
+//! the softmax and get their prompt's factor. `old_log_probs` [B, T], `group_ids` [B], `answer_keys` [B] texts,
+//! normalised first: "1/2" and "0.5" are two clusters.
 //!
-//! Source: the authors published no code; entropy, normalisation and the reciprocal factor follow a re-implementation
-//! that states parity with their release, with its alpha 0.0417 (0.02 after division by ln 8), which changes an update
-//! by 4% at most. The other factors follow the paper's text; gamma = 2 of the focal one is an assumption. The loss
-//! divides the sum over a sequence by a constant (`constant_length`) and averages over sequences.
+//! Source: the authors published no code; entropy, normalisation and the reciprocal factor follow a
+//! re-implementation that states parity with their release, with its alpha 0.0417 (0.02 after division by ln 8),
+//! which changes an update by 4% at most. The other factors follow the paper's text; gamma = 2 of the focal one is
+//! an assumption. The loss divides the sum over a sequence by a constant (`constant_length`) and averages over
+//! sequences.
 
 use std::collections::BTreeMap;
 
@@ -149,8 +150,8 @@ impl SemanticEntropy {
         }
     }
 
-    /// Entropy of one group's answers: `scores` [G] log-likelihoods, `keys` [G], empty where there is none, `counts` [G]
-    /// which answers count. 0 for a single cluster.
+    /// Entropy of one group's answers: `scores` [G] log-likelihoods, `keys` [G], empty where there is none, `counts`
+    /// [G] which answers count. 0 for a single cluster.
     ///
     /// # Errors
     /// Lengths that differ.
@@ -339,7 +340,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn batch(log_probs: &Var) -> Batch {
-        let mask = Table::from_rows(&[vec![1.0, 1.0], vec![1.0, 0.0], vec![1.0, 1.0], vec![0.0, 0.0]]).unwrap();
+        let mask =
+            Table::from_rows(&[vec![1.0, 1.0], vec![1.0, 0.0], vec![1.0, 1.0], vec![0.0, 0.0]]).unwrap();
         let old = log_probs.as_tensor().detach();
         let keys = ["1", "2", "1", ""].map(String::from).to_vec();
         Batch::new(mask)

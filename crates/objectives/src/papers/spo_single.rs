@@ -1,8 +1,9 @@
 //! SPO: Single-stream Policy Optimization (arXiv 2509.13232).
 //!
-//! Base: GRPO without KL, ONE answer per prompt. The group's baseline is replaced by a tracker of every prompt's success
-//! rate that lives through training and forgets faster when the policy has moved away. Advantages are normalised over
-//! the batch, prompts are drawn with priority to the uncertain ones. No group can be dead, and nobody waits for one.
+//! Base: GRPO without KL, ONE answer per prompt. The group's baseline is replaced by a tracker of every prompt's
+//! success rate that lives through training and forgets faster when the policy has moved away. Advantages are
+//! normalised over the batch, prompts are drawn with priority to the uncertain ones. No group can be dead, and
+//! nobody waits for one.
 //!
 //! ```text
 //! start, s of n0 offline answers right, N = 1/(1 - rho_min):
@@ -23,8 +24,8 @@
 //! stored answers are its business. Without that call the next batch settles the last one as if every prompt that was
 //! seen before had drifted far (rho_min), which is the constant variant of the paper for all but first visits.
 //!
-//! Source: the authors' recipe in verl. The drift is called a KL there, but is a mean of absolute differences: with half
-//! value 0.06, rho leaves its ends only for D between 0.0035 and 0.0116.
+//! Source: the authors' recipe in verl. The drift is called a KL there, but is a mean of absolute differences: with
+//! half value 0.06, rho leaves its ends only for D between 0.0035 and 0.0116.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -146,8 +147,11 @@ pub fn draw(weights: &[f64], count: usize, mut uniform: impl FnMut() -> f64) -> 
         return Ok((0..count).map(|_| pick(uniform())).collect());
     }
     // The smallest of exponential waiting times with these rates: successive draws without replacement.
-    let mut waits: Vec<(f64, usize)> =
-        p.iter().enumerate().map(|(i, p)| (-(1.0 - uniform()).ln() / p, i)).collect();
+    let mut wait = |p: f64| {
+        let time = -(1.0 - uniform()).ln();
+        if p > 0.0 { time / p } else { f64::INFINITY }
+    };
+    let mut waits: Vec<(f64, usize)> = p.iter().enumerate().map(|(i, &p)| (wait(p), i)).collect();
     waits.sort_by(|a, b| a.0.total_cmp(&b.0));
     Ok(waits.into_iter().take(count).map(|(_, i)| i).collect())
 }
@@ -198,13 +202,7 @@ pub struct SingleStream {
 
 impl Default for SingleStream {
     fn default() -> Self {
-        Self {
-            rho_min: 0.875,
-            rho_max: 0.96,
-            drift_half: 0.06,
-            forgetting: Forgetting::Drift,
-            epsilon: 1e-8,
-        }
+        Self { rho_min: 0.875, rho_max: 0.96, drift_half: 0.06, forgetting: Forgetting::Drift, epsilon: 1e-8 }
     }
 }
 
@@ -264,8 +262,8 @@ impl SingleStream {
         state.set(Self::KIND, memory)
     }
 
-    /// Ends an iteration, after the policy update: the last batch's rewards go into the trackers. `drifts`: D of prompts
-    /// that were answered before.
+    /// Ends an iteration, after the policy update: the last batch's rewards go into the trackers. `drifts`: D of
+    /// prompts that were answered before.
     ///
     /// # Errors
     /// [`Error::State`].
@@ -315,7 +313,9 @@ impl Block for SingleStream {
 
     fn describe(&self) -> String {
         match self.forgetting {
-            Forgetting::Drift => format!("R - tracked success rate, rho by drift in [{}, {}]", self.rho_min, self.rho_max),
+            Forgetting::Drift => {
+                format!("R - tracked success rate, rho by drift in [{}, {}]", self.rho_min, self.rho_max)
+            }
             Forgetting::Constant => format!("R - tracked success rate, rho {}", self.rho_min),
         }
     }
@@ -384,7 +384,10 @@ mod tests {
         let text = serde_json::to_string(&state).unwrap();
         let mut restored: State = serde_json::from_str(&text).unwrap();
         let next = batch(&[0.0, 0.7, 1.0], &[2, 1, 3]);
-        assert_eq!(block.advantages(&next, &mut state).unwrap(), block.advantages(&next, &mut restored).unwrap());
+        assert_eq!(
+            block.advantages(&next, &mut state).unwrap(),
+            block.advantages(&next, &mut restored).unwrap()
+        );
         assert_eq!(state, restored);
         let memory = SingleStream::memory(&state).unwrap();
         assert_eq!(memory.trackers[&1], Tracker::default().updated(0.96, 1.0));
@@ -418,6 +421,7 @@ mod tests {
         assert!((2850..3150).contains(&first[0]), "{first:?}");
         let many = draw(&[3.0, 1.0, 0.0], 4000, &mut uniform).unwrap();
         assert!((2850..3150).contains(&many.iter().filter(|&&i| i == 0).count()) && !many.contains(&2));
+        assert_eq!(draw(&[0.0, 1.0], 2, || 0.0).unwrap(), [1, 0]);
         assert_eq!(probabilities(&[0.0; 4]), [0.25; 4]);
         assert!(draw(&[], 1, &mut uniform).is_err() && draw(&[f64::NAN], 1, &mut uniform).is_err());
     }

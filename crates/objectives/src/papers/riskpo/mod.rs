@@ -1,35 +1,36 @@
 //! RiskPO: Risk-based Policy Optimization (arXiv 2510.00911).
 //!
 //! Base: PPO's clipped ratio without KL. New: instead of the mean reward a mixture of the lower tail (CVaR) and of a
-//! middle band (RVaR) of the reward's distribution. Rewards of 0 and 1 are too coarse for quantiles, so a few questions
-//! are bundled, and the number that is solved is the variable; its quantiles are tracked over iterations.
+//! middle band (RVaR) of the reward's distribution. Rewards of 0 and 1 are too coarse for quantiles, so a few
+//! questions are bundled, and the number that is solved is the variable; its quantiles are tracked over iterations.
 //!
 //! ```text
-//! bundle: runs of `bundle_size` prompts; "paper" j takes answer j of each question (as many papers as the question with
-//!         the fewest answers has);  R_j = sum of its rewards
+//! bundle: runs of `bundle_size` prompts; "paper" j takes answer j of each question (as many papers as the question
+//!         with the fewest answers has);  R_j = sum of its rewards
 //! thresholds qd, qu at levels a, b: of the bundle's papers (batch), tracked, or the mean of both (mix)
 //! x = relu(R - qd) - relu(R - qu) + (qd - qu)                     the last term if `natural_baseline`
 //! x = x/(b - a + eps)
 //! c = -relu(qd - R)/(a + eps),  x = (w c + x)/(w + 1)              if `tail` is `averse`
-//! x = (u relu(R - qu)/(1 - b + eps) + x)/(u + 1)                   if `tail` is `seeking`: an ablation, entropy collapses
+//! x = (u relu(R - qu)/(1 - b + eps) + x)/(u + 1)                 if `tail` is `seeking` (ablation: entropy collapses)
 //! x = x/(std of the bundle's papers + eps)                         if `norm_by_std`
 //! credit to the paper's answers:
-//!   uniform x;  score 0.5 x where right, 1.5 x where wrong;  std x/(std of the question + eps), 1 for a std up to 1e-3
+//!   uniform x;  score 0.5 x where right, 1.5 x where wrong
+//!   std x/(std of the question + eps), with 1 for a std up to 1e-3
 //!   sum_mean x d_k/sum d with d_k = r_k - mean of the question, x/K where |sum d| <= 1e-6
 //! tracker, once after the advantages:
 //!   first: q_l = quantile of all papers;  then q_l += lr (level_l - share of papers < q_l)
 //! ```
 //!
-//! With `mean_baseline` the integrals over tracked quantiles of the band term and of the tail term are subtracted before
-//! the divisions. Answers beyond the smallest group get 0. `rewards` [B], `group_ids` [B] (question); consecutive
-//! questions form a bundle, so shuffle prompts. Loss: clip 0.2, dual clip 3, token mean; the paper writes a ratio per
-//! sequence, `sequence_ratio`.
+//! With `mean_baseline` the integrals over tracked quantiles of the band term and of the tail term are subtracted
+//! before the divisions. Answers beyond the smallest group get 0. `rewards` [B], `group_ids` [B] (question);
+//! consecutive questions form a bundle, so shuffle prompts. Loss: clip 0.2, dual clip 3, token mean; the paper
+//! writes a ratio per sequence, `sequence_ratio`.
 //!
 //! Source: the authors' code (RTkenny/RiskPO), with the settings of its maths script. Where we differ: the released
-//! trainer writes tracked quantiles where no later step can read them, so "track" and "mix" act like "batch" there; here
-//! they are remembered. With tracking, a bundle whose papers are all equal divides by eps alone: deviations below
-//! `min_std` count as 1, and advantages are limited to `max_advantage` (0 turns either off). The paper weights the two
-//! pieces of the objective without dividing by their intervals, `normalise_by_interval = false`.
+//! trainer writes tracked quantiles where no later step can read them, so "track" and "mix" act like "batch" there;
+//! here they are remembered. With tracking, a bundle whose papers are all equal divides by eps alone: deviations
+//! below `min_std` count as 1, and advantages are limited to `max_advantage` (0 turns either off). The paper weights
+//! the two pieces of the objective without dividing by their intervals, `normalise_by_interval = false`.
 
 use std::collections::BTreeMap;
 
@@ -57,8 +58,7 @@ pub const BUNDLE_IDS: Input = Input::new("bundle_ids", "[B]", "which questions a
 /// The paper.
 pub const PAPER: Paper = Paper {
     id: "riskpo",
-    title: "Risk-Sensitive RL for Alleviating Exploration Dilemmas in Large Language Models: Risk-based Policy \
-            Optimization via Mixed Value-at-Risk",
+    title: "RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training",
     arxiv: "2510.00911",
     summary: "Advantages from the lower tail and the middle band of bundled rewards.",
     blocks: &[BlockKind::advantage::<MixedValueAtRisk>(), BlockKind::surrogate::<SequenceRatio>()],
@@ -293,7 +293,9 @@ impl MixedValueAtRisk {
         };
         let std = if scores.len() == 1 { 1.0 } else { mean_std(scores).1 };
         let std = if std < self.min_std { 1.0 } else { std };
-        let over = |x: f64, interval: f64| if self.normalise_by_interval { x / (interval + self.epsilon) } else { x };
+        let over = |x: f64, interval: f64| {
+            if self.normalise_by_interval { x / (interval + self.epsilon) } else { x }
+        };
         let one = |&r: &f64| {
             let mut x = band(r, down, up, self.natural_baseline);
             if self.mean_baseline {
@@ -339,7 +341,8 @@ impl MixedValueAtRisk {
                 Credit::SumMean if distances.abs() > 1e-6 => x * ((rewards[i] - of(question).0) / distances),
                 Credit::SumMean => x / questions.len() as f64,
             };
-            out[i] = if self.max_advantage > 0.0 { a.clamp(-self.max_advantage, self.max_advantage) } else { a };
+            out[i] =
+                if self.max_advantage > 0.0 { a.clamp(-self.max_advantage, self.max_advantage) } else { a };
         }
     }
 

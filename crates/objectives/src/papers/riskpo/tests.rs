@@ -49,7 +49,8 @@ fn papers_that_are_all_equal_stay_finite_and_small() {
     let tracked = Tracked { thresholds: Some((1.0, 3.0)), ..Tracked::default() };
     let ours = MixedValueAtRisk { bundle_size: 0, ..MixedValueAtRisk::default() };
     let code = MixedValueAtRisk { min_std: 0.0, max_advantage: 0.0, ..ours };
-    let run = |s: &MixedValueAtRisk| s.bundled(&[0.0; 4], &[0, 0, 1, 1], &[5; 4], &tracked).unwrap().advantages;
+    let run =
+        |s: &MixedValueAtRisk| s.bundled(&[0.0; 4], &[0, 0, 1, 1], &[5; 4], &tracked).unwrap().advantages;
     assert!(run(&ours).iter().all(|a| a.abs() <= 10.0 && *a < 0.0));
     assert!(run(&code).iter().all(|a| a.abs() > 1e5));
 }
@@ -75,7 +76,8 @@ fn incomplete_bundles_and_odd_answers() {
 
 #[test]
 fn sequence_ratio_is_flat_where_it_is_clipped_and_ignores_padding() {
-    let log_probs = Var::from_vec(vec![0.3f64, 0.3, 0.02, f64::NEG_INFINITY, 0.0, 0.0], (3, 2), &Device::Cpu).unwrap();
+    let log_probs =
+        Var::from_vec(vec![0.3f64, 0.3, 0.02, f64::NEG_INFINITY, 0.0, 0.0], (3, 2), &Device::Cpu).unwrap();
     let mask = Table::from_rows(&[vec![1.0, 1.0], vec![1.0, 0.0], vec![0.0, 0.0]]).unwrap();
     let advantages = Table { values: vec![1.0, 1.0, 2.0, 0.0, 0.0, 0.0], ..mask };
     let batch = Batch::new(mask)

@@ -44,7 +44,8 @@ impl QuantileTracker {
         pairs.min_by(|(a, _), (b, _)| gap(**a).total_cmp(&gap(**b))).map(|(_, q)| *q)
     }
 
-    /// One step on a batch's scores: the first batch sets the quantiles, later ones move them. No score changes nothing.
+    /// One step on a batch's scores: the first batch sets the quantiles, later ones move them. No score changes
+    /// nothing.
     ///
     /// # Errors
     /// The number of levels has changed.
