@@ -126,8 +126,7 @@ impl Case {
         let log_probs = self.var("log_probs")?;
         let mask = self.table("response_mask")?;
         let has = |name: &str| self.inputs.contains_key(name);
-        let advantages =
-            if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
+        let advantages = if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
         let mut batch = Batch::new(mask).with(LOG_PROBS, log_probs.as_tensor().clone())?;
         for input in [OLD_LOG_PROBS, REF_LOG_PROBS].into_iter().filter(|input| has(input.name)) {
             batch.set(input, self.tensor(input.name)?)?;
@@ -146,7 +145,9 @@ impl Case {
                 return Err(Failure::Length { name: name.clone(), got, expected });
             }
             for (index, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
-                let error = (got - expected).abs() / (1.0 + expected.abs());
+                // Infinities are equal or not; their difference is no number.
+                let gap = if got == expected { 0.0 } else { (got - expected).abs() };
+                let error = gap / (1.0 + expected.abs());
                 let error = if error.is_nan() { f64::INFINITY } else { error };
                 if error > worst {
                     (worst, place) = (error, Some((name, index, got, expected)));
@@ -205,15 +206,21 @@ fn quote_decimals(text: &str) -> String {
     out
 }
 
-/// Numbers of a scalar, a (nested) list or a `{ shape, data }` tensor; flags count as 0 and 1, null as NaN, strings as
-/// the number in them (see [`File::parse`]).
+/// Numbers of a scalar, a (nested) list, a `{ shape, data }` tensor or a record (in order of its names); flags count as
+/// 0 and 1, null as NaN, strings as the number in them (see [`File::parse`]).
 fn flat(value: &Value) -> Option<Vec<f64>> {
     match value {
         Value::Number(x) => Some(vec![x.as_f64()?]),
         Value::Bool(b) => Some(vec![f64::from(u8::from(*b))]),
         Value::Null => Some(vec![f64::NAN]),
         Value::Array(items) => Some(items.iter().map(flat).collect::<Option<Vec<_>>>()?.concat()),
-        Value::Object(map) => flat(map.get("data")?),
+        Value::Object(map) => match map.get("data") {
+            Some(data) => flat(data),
+            None => {
+                let sorted: BTreeMap<_, _> = map.iter().collect();
+                Some(sorted.into_values().map(flat).collect::<Option<Vec<_>>>()?.concat())
+            }
+        },
         Value::String(digits) => Some(vec![digits.parse().ok()?]),
     }
 }

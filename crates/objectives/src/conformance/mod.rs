@@ -5,6 +5,7 @@
 //! |got - expected| <= tolerance * (1 + |expected|), with the file's own tolerance.
 
 mod case;
+mod verl_loss;
 
 use std::path::{Path, PathBuf};
 

@@ -69,8 +69,21 @@ impl ClippedRatio {
         low: &Tensor,
         high: &Tensor,
     ) -> Result<ClipOutcome> {
+        self.loss_of_log_ratio(&log_ratio(log_probs, old_log_probs)?, advantages, low, high)
+    }
+
+    /// The same from log-ratios `d` that the caller has limited; all inputs of one shape, [B, T] or [B].
+    ///
+    /// # Errors
+    /// Settings out of range, shapes that differ.
+    pub fn loss_of_log_ratio(
+        &self,
+        d: &Tensor,
+        advantages: &Tensor,
+        low: &Tensor,
+        high: &Tensor,
+    ) -> Result<ClipOutcome> {
         self.validate()?;
-        let d = log_ratio(log_probs, old_log_probs)?;
         let ratio = d.exp()?;
         let negative = advantages.detach().neg()?;
         let plain = (&negative * &ratio)?;
