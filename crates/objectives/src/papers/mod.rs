@@ -28,7 +28,14 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            aepo_agentic,
+            arpo_agentic,
+            gigpo,
+            grace,
+            igpo_info,
+            lspo,
+            srpo,
+            tapo,
         }
     };
 }
