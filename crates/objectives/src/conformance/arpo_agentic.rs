@@ -12,7 +12,8 @@ use crate::block::{Advantage, Surrogate, TokenRule};
 use crate::error::Error;
 use crate::objective::Objective;
 use crate::papers::arpo_agentic::{
-    BranchRule, EntropyOver, RESPONSE_IDS, Rollout, Segment, SharedPrefix, Stop, Tree, TreeSettings, score, segment_entropy,
+    BranchRule, EntropyOver, RESPONSE_IDS, Rollout, Segment, SharedPrefix, Stop, Tree, TreeSettings, score,
+    segment_entropy,
 };
 use crate::regularizer::Kl;
 use crate::state::State;
@@ -164,9 +165,8 @@ impl<'a> Script<'a> {
         segments: &[Segment],
         uniform: &mut dyn FnMut() -> f64,
     ) -> Result<(), Error> {
-        let mut tool = |rollout: &Rollout| {
-            (rollout.tokens.last() != Some(&self.empty)).then(|| self.result.clone())
-        };
+        let mut tool =
+            |rollout: &Rollout| (rollout.tokens.last() != Some(&self.empty)).then(|| self.result.clone());
         tree.advance(segments, &mut tool, uniform)
     }
 }

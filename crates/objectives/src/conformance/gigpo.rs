@@ -42,7 +42,8 @@ fn advantages(case: &Case) -> Outcome {
     let (groups, trajectories) = (ids(case, "group_ids")?, ids(case, "traj_ids")?);
     let anchors: Vec<String> =
         input::<Vec<serde_json::Value>>(case, "anchors")?.iter().map(ToString::to_string).collect();
-    let returns = StepReturns { gamma: case.param("gamma")?, invalid_penalty: case.param("invalid_action_penalty")? };
+    let returns =
+        StepReturns { gamma: case.param("gamma")?, invalid_penalty: case.param("invalid_action_penalty")? };
     let mut batch = Batch::new(case.table("response_mask")?)
         .with(REWARDS, case.numbers("episode_rewards")?)?
         .with(STEP_REWARDS, case.numbers("step_env_rewards")?)?

@@ -22,7 +22,9 @@ pub(super) fn run(case: &Case) -> Outcome {
 
 fn gains(case: &Case) -> Outcome {
     let shape = case.shape("gt_token_log_probs")?;
-    let [_, turns, width] = shape[..] else { return Err(Failure::Missing("gt_token_log_probs [B, K, La]".into())) };
+    let [_, turns, width] = shape[..] else {
+        return Err(Failure::Missing("gt_token_log_probs [B, K, La]".into()));
+    };
     let (log_probs, masks) = (case.numbers("gt_token_log_probs")?, case.table("gt_mask")?);
     let mut out = Outputs::new();
     for (row, log_probs) in log_probs.chunks(turns * width).enumerate() {

@@ -110,7 +110,8 @@ fn dpo(case: &Case) -> Outcome {
     let (good, bad) = (case.table("chosen_mask")?, case.table("rejected_mask")?);
     let pairs = good.rows as u64;
     let mask = Table { rows: 2 * good.rows, cols: good.cols, values: [good.values, bad.values].concat() };
-    let reference = Tensor::cat(&[case.tensor("ref_chosen_log_probs")?, case.tensor("ref_rejected_log_probs")?], 0)?;
+    let reference =
+        Tensor::cat(&[case.tensor("ref_chosen_log_probs")?, case.tensor("ref_rejected_log_probs")?], 0)?;
     let batch = Batch::new(mask)
         .with(LOG_PROBS, Tensor::cat(&[chosen.as_tensor(), rejected.as_tensor()], 0)?)?
         .with(REF_LOG_PROBS, reference)?

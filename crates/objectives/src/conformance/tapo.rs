@@ -55,7 +55,8 @@ fn filter(case: &Case) -> Outcome {
     let groups: Vec<u64> =
         accuracy.iter().enumerate().flat_map(|(g, rows)| std::iter::repeat_n(g as u64, rows.len())).collect();
     let mask = Table { rows: groups.len(), cols: 1, values: vec![1.0; groups.len()] };
-    let batch = Batch::new(mask).with(SUCCESS, case.numbers("group_acc")?)?.with(GROUP_IDS, groups.clone())?;
+    let batch =
+        Batch::new(mask).with(SUCCESS, case.numbers("group_acc")?)?.with(GROUP_IDS, groups.clone())?;
     let keep = VaryingAccuracy {}.keep(&batch, &mut State::default())?;
     let mut kept: Vec<u64> = groups.iter().zip(keep).filter(|(_, keep)| *keep).map(|(g, _)| *g).collect();
     kept.dedup();

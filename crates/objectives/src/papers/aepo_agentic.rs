@@ -1,10 +1,10 @@
-//! AEPO: Agentic Entropy-Balanced Policy Optimization (arXiv 2510.14545). Not the Arbitrary Entropy Policy Optimization of
-//! the same letters.
+//! AEPO: Agentic Entropy-Balanced Policy Optimization (arXiv 2510.14545). Not the Arbitrary Entropy Policy
+//! Optimization of the same letters.
 //!
-//! Base: ARPO (see [`arpo_agentic`](super::arpo_agentic)). New: the split between roots and branches follows measured
-//! entropies ([`Budget`]), repeated branching is damped ([`BranchRule::Damped`](super::arpo_agentic::BranchRule)), the
-//! upper clip keeps a bounded gradient (`entropy_balanced_clip`), and advantages grow with a token's entropy
-//! (`entropy_scaled`).
+//! Base: ARPO (see [`arpo_agentic`](super::arpo_agentic)). New: the split between roots and branches follows
+//! measured entropies ([`Budget`]), repeated branching is damped
+//! ([`BranchRule::Damped`](super::arpo_agentic::BranchRule)), the upper clip keeps a bounded gradient
+//! (`entropy_balanced_clip`), and advantages grow with a token's entropy (`entropy_scaled`).
 //!
 //! ```text
 //! roots        m = clamp(floor(n sigmoid(beta (H_root - mean H_steps))) + 1, 1, n)
@@ -17,12 +17,13 @@
 //!
 //! Shapes: `entropy` and `old_entropy` [B, T] in nats over the full vocabulary; the rest as in ARPO.
 //!
-//! Code against paper: the released code standardises H over each MICRO-batch with the entropies of the current policy,
-//! so its result depends on the micro-batch's size (`scope = "micro_batch"`). Default here: once over the whole batch, with
-//! the entropies at sampling time (`scope = "batch"`); on the first update both entropies are the same. The paper's
-//! budget is n sigmoid(..) over tool steps only; the code adds one, floors, and counts the segment before the first
-//! tool call ([`BudgetForm`]). A spread below 1e-8 counts as 0 (the code tests for exactly 0, so a constant 0.7 gets a
-//! spurious factor), and so does the spread of a single token. Source: the authors' AEPO folder as kept in two forks.
+//! Code against paper: the released code standardises H over each MICRO-batch with the entropies of the current
+//! policy, so its result depends on the micro-batch's size (`scope = "micro_batch"`). Default here: once over the
+//! whole batch, with the entropies at sampling time (`scope = "batch"`); on the first update both entropies are
+//! the same. The paper's budget is n sigmoid(..) over tool steps only; the code adds one, floors, and counts the
+//! segment before the first tool call ([`BudgetForm`]). A spread below 1e-8 counts as 0 (the code tests for
+//! exactly 0, so a constant 0.7 gets a spurious factor), and so does the spread of a single token. Source: the
+//! authors' AEPO folder as kept in two forks.
 
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +76,8 @@ pub struct EntropyScaled {
     pub coef: f64,
     /// Over what.
     pub scope: Scope,
-    /// Keep the factor at 0 or more, so that a very certain token's advantage cannot change its sign. Off in the paper.
+    /// Keep the factor at 0 or more, so that a very certain token's advantage cannot change its sign. Off in the
+    /// paper.
     pub nonnegative: bool,
 }
 
@@ -159,8 +161,8 @@ impl TokenRule for EntropyScaled {
     }
 }
 
-/// The clipped ratio whose upper bound passes a gradient: a good token above the range keeps that of its edge. Every such
-/// token does, not only those of high entropy.
+/// The clipped ratio whose upper bound passes a gradient: a good token above the range keeps that of its edge.
+/// Every such token does, not only those of high entropy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalancedClip {
@@ -246,8 +248,8 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Roots among `total` rollouts, 1 to `total`. `root`: segment entropy of a short continuation of the prompt (at most 50
-    /// tokens); `steps`: those of the segments of one complete tool trajectory, taken with a
+    /// Roots among `total` rollouts, 1 to `total`. `root`: segment entropy of a short continuation of the prompt
+    /// (at most 50 tokens); `steps`: those of the segments of one complete tool trajectory, taken with a
     /// [`Tree`](super::arpo_agentic::Tree) of one rollout and thrown away. Without steps their mean is `root`.
     pub fn roots(&self, total: usize, root: f64, steps: &[f64]) -> usize {
         let steps = match self.form {
@@ -306,11 +308,16 @@ mod tests {
     fn micro_batches_add_up() {
         let p = Var::from_vec(vec![-1.0, -0.5, -2.0, -0.1], (2, 2), &Device::Cpu).unwrap();
         let batch = Batch::new(table(&[&[1.0, 1.0], &[1.0, 0.0]]))
-            .with(LOG_PROBS, p.as_tensor().clone()).unwrap()
-            .with(OLD_LOG_PROBS, table(&[&[-1.4, -0.4], &[-1.0, 0.0]])).unwrap()
-            .with(OLD_ENTROPY, table(&[&[0.2, 1.4], &[0.6, 7.0]])).unwrap()
-            .with(REWARDS, vec![1.0, 0.0]).unwrap()
-            .with(GROUP_IDS, vec![0, 0]).unwrap();
+            .with(LOG_PROBS, p.as_tensor().clone())
+            .unwrap()
+            .with(OLD_LOG_PROBS, table(&[&[-1.4, -0.4], &[-1.0, 0.0]]))
+            .unwrap()
+            .with(OLD_ENTROPY, table(&[&[0.2, 1.4], &[0.6, 7.0]]))
+            .unwrap()
+            .with(REWARDS, vec![1.0, 0.0])
+            .unwrap()
+            .with(GROUP_IDS, vec![0, 0])
+            .unwrap();
         let objective = recipe().build().unwrap();
         let prepared = objective.prepare(batch, &mut State::default()).unwrap();
         let whole = prepared.batch.normaliser();

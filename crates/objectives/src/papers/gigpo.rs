@@ -1,26 +1,27 @@
 //! GiGPO: Group-in-Group Policy Optimization (arXiv 2505.10978).
 //!
-//! Base: GRPO for agents where every environment step is a row of its own (prompt, response). New: beside the episode's
-//! advantage, steps that were taken from the SAME environment state (the anchor) compare their discounted returns.
+//! Base: GRPO for agents where every environment step is a row of its own (prompt, response). New: beside the
+//! episode's advantage, steps that were taken from the SAME environment state (the anchor) compare their
+//! discounted returns.
 //!
 //! ```text
-//! returns   R_t = r_t + gamma R_{t+1} along a trajectory; afterwards an invalid action costs its own row 0.1, in R_t and
-//!           in the episode's reward
+//! returns   R_t = r_t + gamma R_{t+1} along a trajectory; afterwards an invalid action costs its own row 0.1,
+//!           in R_t and in the episode's reward
 //! A_E       s - mean, or (s - mean) / (std + 1e-6), over the rows of the task; a lone row keeps s
 //! A_S       the same over the rows of the task with equal anchors, of R_t; a lone row has 0
 //! A         A_E + omega A_S, the same for all tokens of the row
 //! loss      dual-clip PPO + 0.01 KL (k3), token mean
 //! ```
 //!
-//! Shapes: one row per environment step. `rewards` [B] the episode's reward on every row; `group_ids` [B] the task (all its
-//! environments start alike); `traj_ids` [B]; `step_rewards` [B]; `anchors` [B] the raw observation before the action,
-//! without history, counters or timestamps (otherwise every group is a single row: watch [`mean_group_size`]);
-//! `invalid_actions` [B] 0 or 1. Rows of a trajectory stand in order of time.
+//! Shapes: one row per environment step. `rewards` [B] the episode's reward on every row; `group_ids` [B] the task
+//! (all its environments start alike); `traj_ids` [B]; `step_rewards` [B]; `anchors` [B] the raw observation
+//! before the action, without history, counters or timestamps (otherwise every group is a single row: watch
+//! [`mean_group_size`]); `invalid_actions` [B] 0 or 1. Rows of a trajectory stand in order of time.
 //!
-//! Code against paper: the code takes A_E's statistics over all rows, so longer trajectories weigh more; the paper takes
-//! one value per trajectory, its first row's (`per_trajectory`; there a penalised row of a group whose values are all equal is
-//! divided by epsilon alone, as the code has it). The code's is the default. Returns are f64 here, f32
-//! there. Source: langfengQ/verl-agent (gigpo, trainer).
+//! Code against paper: the code takes A_E's statistics over all rows, so longer trajectories weigh more; the paper
+//! takes one value per trajectory, its first row's (`per_trajectory`; there a penalised row of a group whose
+//! values are all equal is divided by epsilon alone, as the code has it). The code's is the default. Returns are
+//! f64 here, f32 there. Source: langfengQ/verl-agent (gigpo, trainer).
 
 use std::collections::BTreeMap;
 
@@ -184,7 +185,13 @@ pub struct GroupInGroup {
 
 impl Default for GroupInGroup {
     fn default() -> Self {
-        Self { mode: Mode::default(), step_weight: 1.0, epsilon: 1e-6, per_trajectory: false, similarity: 0.0 }
+        Self {
+            mode: Mode::default(),
+            step_weight: 1.0,
+            epsilon: 1e-6,
+            per_trajectory: false,
+            similarity: 0.0,
+        }
     }
 }
 
@@ -284,8 +291,8 @@ impl Advantage for GroupInGroup {
     }
 }
 
-/// Group of every row, [B]: rows of one task with equal anchors, or with anchors at least `threshold` similar to the first
-/// member of the group (the first such group wins). Numbered in order of appearance.
+/// Group of every row, [B]: rows of one task with equal anchors, or with anchors at least `threshold` similar to
+/// the first member of the group (the first such group wins). Numbered in order of appearance.
 ///
 /// # Errors
 /// Lengths differ.
@@ -297,7 +304,8 @@ pub fn step_groups(anchors: &[String], group_ids: &[u64], threshold: f64) -> Res
     let mut out = Vec::with_capacity(anchors.len());
     for (i, (anchor, &task)) in anchors.iter().zip(group_ids).enumerate() {
         let found = if threshold > 0.0 {
-            let fits = |&(of, row): &(u64, usize)| of == task && similarity(anchor, &anchors[row]) >= threshold;
+            let fits =
+                |&(of, row): &(u64, usize)| of == task && similarity(anchor, &anchors[row]) >= threshold;
             groups.iter().position(fits).map(|k| k as u64)
         } else {
             exact.get(&(task, anchor.as_str())).copied()
@@ -316,9 +324,9 @@ pub fn mean_group_size(step_groups: &[u64]) -> f64 {
     step_groups.len() as f64 / members(step_groups).len().max(1) as f64
 }
 
-/// 2 M / (len a + len b) in characters, M the total length of matching blocks: the longest common block, then the same on
-/// both sides of it (Ratcliff and Obershelp, as in Python's difflib, with its rule that in a `b` of 200 characters or more a
-/// character that makes up over 1 % starts no block). Not symmetric. 1 for two empty texts.
+/// 2 M / (len a + len b) in characters, M the total length of matching blocks: the longest common block, then the
+/// same on both sides of it (Ratcliff and Obershelp, as in Python's difflib, with its rule that in a `b` of 200
+/// characters or more a character that makes up over 1 % starts no block). Not symmetric. 1 for two empty texts.
 pub fn similarity(a: &str, b: &str) -> f64 {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.is_empty() && b.is_empty() {
@@ -387,14 +395,21 @@ mod tests {
     fn batch(anchors: &[&str], rewards: &[f64]) -> Batch {
         let b = rewards.len();
         let mask = Table { rows: b, cols: 2, values: vec![1.0; 2 * b] };
-        let steps: Vec<f64> = rewards.iter().enumerate().map(|(i, r)| if i % 2 == 1 { *r } else { 0.0 }).collect();
+        let steps: Vec<f64> =
+            rewards.iter().enumerate().map(|(i, r)| if i % 2 == 1 { *r } else { 0.0 }).collect();
         Batch::new(mask)
-            .with(REWARDS, rewards.to_vec()).unwrap()
-            .with(STEP_REWARDS, steps).unwrap()
-            .with(GROUP_IDS, vec![3; b]).unwrap()
-            .with(TRAJ_IDS, (0..b as u64).map(|i| i / 2).collect::<Vec<u64>>()).unwrap()
-            .with(INVALID_ACTIONS, vec![0.0; b]).unwrap()
-            .with(ANCHORS, anchors.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap()
+            .with(REWARDS, rewards.to_vec())
+            .unwrap()
+            .with(STEP_REWARDS, steps)
+            .unwrap()
+            .with(GROUP_IDS, vec![3; b])
+            .unwrap()
+            .with(TRAJ_IDS, (0..b as u64).map(|i| i / 2).collect::<Vec<u64>>())
+            .unwrap()
+            .with(INVALID_ACTIONS, vec![0.0; b])
+            .unwrap()
+            .with(ANCHORS, anchors.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+            .unwrap()
     }
 
     fn advantages(batch: &Batch) -> Vec<f64> {

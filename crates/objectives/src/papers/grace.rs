@@ -1,12 +1,13 @@
 //! GRACE: Generative Representation Learning via Contrastive Policy Optimization (arXiv 2510.04506).
 //!
-//! Base: GRPO without the standard deviation. New: the policy writes a rationale about a text; text and rationale are pooled
-//! to an embedding, and similarities to other embeddings are the REWARD. No gradient flows through embeddings.
+//! Base: GRPO without the standard deviation. New: the policy writes a rationale about a text; text and rationale
+//! are pooled to an embedding, and similarities to other embeddings are the REWARD. No gradient flows through
+//! embeddings.
 //!
 //! ```text
 //! pooling       h = sum(mask * hidden) / max(sum mask, 1), then unit length; the system prompt's tokens are left out
-//! supervised    pos_i  =  cos(q_g, m_i)                          neg_i  = -cos(q_g, n_g)
-//!               cons_i =  mean over siblings j of cos(m_i, m_j)  hard_i = -mean over other groups of max_j cos(q_g, m_j)
+//! supervised    pos_i  =  cos(q_g, m_i)                  cons_i =  mean over siblings j of cos(m_i, m_j)
+//!               neg_i  = -cos(q_g, n_g)                  hard_i = -mean over other groups of max_j cos(q_g, m_j)
 //!               R = (pos + neg + w_c cons + w_x hard) / tau
 //! unsupervised  other_i = mean over other groups g' of cos(m_i, q_g'),  q_g' of the first row of g'
 //!               R = (pos + w_c cons - w_x other) / tau,  pos_i = cos(q_i, m_i)
@@ -14,14 +15,15 @@
 //! advantage     R - mean of the group; a lone row keeps R
 //! ```
 //!
-//! Shapes: `embeddings` B lists, those of the policy's rollouts (m); `query_embeddings` B lists (q); `negative_embeddings` B
-//! lists (n), supervised only; `group_ids` [B]; `truncated` [B].
+//! Shapes: `embeddings` B lists, those of the policy's rollouts (m); `query_embeddings` B lists (q);
+//! `negative_embeddings` B lists (n), supervised only; `group_ids` [B]; `truncated` [B].
 //!
-//! Code against paper: in the released supervised form neg and hard are the same for all rows of a group, so the baseline
-//! cancels them and only pos and cons shape the policy; the paper speaks of minimising similarity to negatives. Default:
-//! the code (`negatives = "per_group"`). `per_row` is this crate's variant: neg_i = -cos(m_i, n_g) and hard_i = -mean over other
-//! groups of max_j cos(m_i, q_j), which do differ between rows. The class default of tau is 0.7, the script's 0.1. The
-//! length rule's -1 is not on the scale of R, and may be better than a bad R. Source: GasolSun36/GRACE.
+//! Code against paper: in the released supervised form neg and hard are the same for all rows of a group, so the
+//! baseline cancels them and only pos and cons shape the policy; the paper speaks of minimising similarity to
+//! negatives. Default: the code (`negatives = "per_group"`). `per_row` is this crate's variant: neg_i = -cos(m_i,
+//! n_g) and hard_i = -mean over other groups of max_j cos(m_i, q_j), which do differ between rows. The class
+//! default of tau is 0.7, the script's 0.1. The length rule's -1 is not on the scale of R, and may be better than
+//! a bad R. Source: GasolSun36/GRACE.
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +38,8 @@ use crate::state::State;
 use crate::surrogate::ClippedRatio;
 
 /// Embedding of the query (supervised) or of another rationale of the same text (unsupervised).
-pub const QUERY_EMBEDDINGS: Input = Input::new("query_embeddings", "[B, E]", "embedding of the query of every row's group");
+pub const QUERY_EMBEDDINGS: Input =
+    Input::new("query_embeddings", "[B, E]", "embedding of the query of every row's group");
 /// Embedding of the text that must not be similar.
 pub const NEGATIVE_EMBEDDINGS: Input =
     Input::new("negative_embeddings", "[B, E]", "embedding of the negative text of every row's group");
@@ -132,9 +135,9 @@ pub struct ContrastiveRewards {
 }
 
 impl Contrastive {
-    /// Rewards of a batch. `main`, `query`, `negative`: B vectors of one length (not necessarily unit vectors; `negative` is
-    /// read in the supervised form only); `group_ids` [B]. In the supervised form a group's query and negative are those of
-    /// its first row.
+    /// Rewards of a batch. `main`, `query`, `negative`: B vectors of one length (not necessarily unit vectors;
+    /// `negative` is read in the supervised form only); `group_ids` [B]. In the supervised form a group's query
+    /// and negative are those of its first row.
     ///
     /// # Errors
     /// Lengths differ or a number is not finite.
@@ -186,7 +189,10 @@ impl Contrastive {
         parts.into_iter().flatten().for_each(|x| *x /= self.temperature);
         let cross_weight = if supervised { self.cross_weight } else { -self.cross_weight };
         let reward = |i: usize| {
-            out.positive[i] + out.negative[i] + self.consistency_weight * out.consistency[i] + cross_weight * out.cross[i]
+            out.positive[i]
+                + out.negative[i]
+                + self.consistency_weight * out.consistency[i]
+                + cross_weight * out.cross[i]
         };
         out.reward = (0..group_ids.len()).map(reward).collect();
         Ok(out)
@@ -223,9 +229,9 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
 }
 
-/// Mean of a sequence's hidden states as a unit vector. `hidden` [S][D]; `mask` [S] 1 on real tokens; the first `skip` real
-/// tokens (the system prompt) are left out, unless nothing would be left. A
-/// sequence without a token gives zeros.
+/// Mean of a sequence's hidden states as a unit vector. `hidden` [S][D]; `mask` [S] 1 on real tokens; the first
+/// `skip` real tokens (the system prompt) are left out, unless nothing would be left. A sequence without a token
+/// gives zeros.
 ///
 /// # Errors
 /// Lengths differ.
@@ -265,7 +271,9 @@ impl Block for Contrastive {
                 wrong("consistency_weight", s.consistency_weight, "a finite number")
             }
             s if !s.cross_weight.is_finite() => wrong("cross_weight", s.cross_weight, "a finite number"),
-            s if !s.length_penalty.is_finite() => wrong("length_penalty", s.length_penalty, "a finite number"),
+            s if !s.length_penalty.is_finite() => {
+                wrong("length_penalty", s.length_penalty, "a finite number")
+            }
             _ => Ok(()),
         }
     }
@@ -309,11 +317,16 @@ mod tests {
     fn batch(main: &[Vec<f64>], query: &[Vec<f64>], negative: &[Vec<f64>], groups: &[u64]) -> Batch {
         let b = main.len();
         Batch::new(Table { rows: b, cols: 1, values: vec![1.0; b] })
-            .with(EMBEDDINGS, main.to_vec()).unwrap()
-            .with(QUERY_EMBEDDINGS, query.to_vec()).unwrap()
-            .with(NEGATIVE_EMBEDDINGS, negative.to_vec()).unwrap()
-            .with(GROUP_IDS, groups.to_vec()).unwrap()
-            .with(TRUNCATED, vec![0.0; b]).unwrap()
+            .with(EMBEDDINGS, main.to_vec())
+            .unwrap()
+            .with(QUERY_EMBEDDINGS, query.to_vec())
+            .unwrap()
+            .with(NEGATIVE_EMBEDDINGS, negative.to_vec())
+            .unwrap()
+            .with(GROUP_IDS, groups.to_vec())
+            .unwrap()
+            .with(TRUNCATED, vec![0.0; b])
+            .unwrap()
     }
 
     fn advantages(settings: &Contrastive, batch: &Batch) -> Vec<f64> {
@@ -356,7 +369,8 @@ mod tests {
         let main = vectors(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
         let query = vectors(&[0.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
         let settings = Contrastive { negatives: Negatives::PerRow, ..Contrastive::default() };
-        let a = advantages(&settings, &batch(&main, &query, &vectors(&[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]), &[0, 0]));
+        let a =
+            advantages(&settings, &batch(&main, &query, &vectors(&[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]), &[0, 0]));
         assert!(a[0] < 0.0 && a[1] > 0.0);
     }
 
@@ -368,7 +382,13 @@ mod tests {
         assert_eq!((r.positive[0], r.negative[0], r.consistency[0], r.cross[0]), (10.0, 0.0, 0.0, 0.0));
         assert!(Contrastive::default().rewards(&one, &one, &[], &[5]).is_err());
         let nan = vec![vec![f64::NAN, 0.0, 0.0]];
-        assert!(Contrastive::default().rewards(&nan, &one, &one, &[5]).unwrap_err().to_string().contains("finite"));
+        assert!(
+            Contrastive::default()
+                .rewards(&nan, &one, &one, &[5])
+                .unwrap_err()
+                .to_string()
+                .contains("finite")
+        );
         let mut cut = batch(&one, &one, &one, &[5]);
         cut.set(TRUNCATED, vec![1.0]).unwrap();
         Contrastive::default().shape(&mut cut, &mut State::default()).unwrap();

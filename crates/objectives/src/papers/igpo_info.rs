@@ -1,27 +1,29 @@
 //! IGPO: Information Gain-based Policy Optimization (arXiv 2510.14967).
 //!
-//! Base: GRPO on multi-turn search agents. New: every turn but the last is paid by how much the policy's own belief in the
-//! true answer rose over it. Gains and outcomes are standardised in the group and added up backwards over turns.
+//! Base: GRPO on multi-turn search agents. New: every turn but the last is paid by how much the policy's own
+//! belief in the true answer rose over it. Gains and outcomes are standardised in the group and added up backwards
+//! over turns.
 //!
 //! ```text
 //! belief     v_s = mean log-probability of the true answer's tokens, teacher-forced after s finished turns
-//! gain       v_s - v_{s-1}  or  exp(v_s) - exp(v_{s-1}), on the last token of turn s; the outcome on the last token of all
+//! gain       v_s - v_{s-1}  or  exp(v_s) - exp(v_{s-1}), on the last token of turn s;
+//!            the outcome on the last token of all
 //! x          (r - mean) / (std + 1e-6),  std = sqrt(population variance + 1e-8), 1 for a single entry;
 //!            outcomes and gains of the group each with their own statistics (separate) or together (joint)
 //! A_k        x_k + gamma A_{k+1} over the turns of a row, the same for all tokens of turn k
 //! loss       dual-clip PPO over the policy's own tokens, + 0.001 KL (k3) - 0.001 entropy
 //! ```
 //!
-//! Shapes: `answer_beliefs` B lists of K numbers, one more than the turns that get a gain; `turn_ids` [B, T]; `sequence_mask`
-//! [B, T] 1 on all real tokens, tool results included; the batch's own mask has the policy's tokens only and is what the
-//! loss counts. `rewards` [B] the outcome ([`outcome`]); `group_ids` [B]. No gradient through gains. They use the true
-//! answer: never at evaluation.
+//! Shapes: `answer_beliefs` B lists of K numbers, one more than the turns that get a gain; `turn_ids` [B, T];
+//! `sequence_mask` [B, T] 1 on all real tokens, tool results included; the batch's own mask has the policy's
+//! tokens only and is what the loss counts. `rewards` [B] the outcome ([`outcome`]); `group_ids` [B]. No gradient
+//! through gains. They use the true answer: never at evaluation.
 //!
-//! Code against paper: `separate` and differences of log-probabilities are the released scripts', `joint` and differences
-//! of probabilities the paper's. In the code a standardised reward of exactly 0 ends no turn, so that its turn takes over the
-//! next one's advantage without discount; here every turn ends where it ends (`zero_ends_no_turn` has the code's
-//! form). The first release had another estimator, uploaded by mistake: [`position_wise`], for comparison. Source:
-//! GuoqingWang1/IGPO, release of 2026-02.
+//! Code against paper: `separate` and differences of log-probabilities are the released scripts', `joint` and
+//! differences of probabilities the paper's. In the code a standardised reward of exactly 0 ends no turn, so that
+//! its turn takes over the next one's advantage without discount; here every turn ends where it ends
+//! (`zero_ends_no_turn` has the code's form). The first release had another estimator, uploaded by mistake:
+//! [`position_wise`], for comparison. Source: GuoqingWang1/IGPO, release of 2026-02.
 
 use serde::{Deserialize, Serialize};
 
@@ -249,8 +251,8 @@ struct Entry {
 }
 
 impl TurnReturns {
-    /// Advantages [B, T] on every token where `real` is not 0. `token_rewards` [B, T]: the last real position of a row
-    /// holds the outcome, every other reward that is not 0 ends a turn.
+    /// Advantages [B, T] on every token where `real` is not 0. `token_rewards` [B, T]: the last real position of a
+    /// row holds the outcome, every other reward that is not 0 ends a turn.
     ///
     /// # Errors
     /// Shapes differ or a reward is not finite.
@@ -296,7 +298,11 @@ impl TurnReturns {
         for at in valid {
             let (reward, outcome) = (rewards.row(row)[at], last == Some(at));
             if !reward.is_finite() {
-                return Err(Error::NotFinite { name: TOKEN_REWARDS.name, index: row * real.cols + at, got: reward });
+                return Err(Error::NotFinite {
+                    name: TOKEN_REWARDS.name,
+                    index: row * real.cols + at,
+                    got: reward,
+                });
             }
             if outcome || reward != 0.0 {
                 let weight = if outcome { self.outcome_weight } else { self.gain_weight };
@@ -334,7 +340,9 @@ impl Block for TurnReturns {
             s if s.by_std && s.epsilon == 0.0 && s.variance_floor == 0.0 => {
                 wrong("epsilon", 0.0, "greater than 0 where there is no `variance_floor`")
             }
-            s if !s.outcome_weight.is_finite() => wrong("outcome_weight", s.outcome_weight, "a finite number"),
+            s if !s.outcome_weight.is_finite() => {
+                wrong("outcome_weight", s.outcome_weight, "a finite number")
+            }
             s if !s.gain_weight.is_finite() => wrong("gain_weight", s.gain_weight, "a finite number"),
             _ => Ok(()),
         }
@@ -345,7 +353,10 @@ impl Block for TurnReturns {
             NormMode::Separate => "outcomes and gains apart",
             NormMode::Joint => "outcomes and gains together",
         };
-        format!("turn rewards standardised in the group ({together}), returns over turns, gamma {}", self.gamma)
+        format!(
+            "turn rewards standardised in the group ({together}), returns over turns, gamma {}",
+            self.gamma
+        )
     }
 }
 
@@ -404,8 +415,9 @@ pub enum Metric {
     F1WithoutFormat,
 }
 
-/// Outcome of a response against the best of `references`. Tags code, tool_call, think and answer must be balanced and an
-/// answer must be there. Texts are compared in lower case, punctuation read as spaces; an empty answer scores 0.
+/// Outcome of a response against the best of `references`. Tags code, tool_call, think and answer must be balanced
+/// and an answer must be there. Texts are compared in lower case, punctuation read as spaces; an empty answer
+/// scores 0.
 pub fn outcome(solution: &str, references: &[&str], metric: Metric) -> f64 {
     let solution = solution.to_lowercase();
     let answer = between(&solution, "<answer>", "</answer>").filter(|_| balanced(&solution));
@@ -465,13 +477,23 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        let turns = table(&[&[0.0, 0.0, 1.0, 1.0, -1.0], &[0.0, 1.0, 1.0, 2.0, 2.0], &[0.0, 0.0, 0.0, 1.0, 1.0]]);
-        Batch::new(table(&[&[1.0, 0.0, 1.0, 1.0, 0.0], &[1.0, 1.0, 0.0, 1.0, 1.0], &[1.0, 1.0, 1.0, 1.0, 0.0]]))
-            .with(SEQUENCE_MASK, table(&[&[1.0, 1.0, 1.0, 1.0, 0.0], &[1.0; 5], &[1.0; 5]])).unwrap()
-            .with(TURN_IDS, turns).unwrap()
-            .with(REWARDS, vec![0.5, 0.0, 1.0]).unwrap()
-            .with(GROUP_IDS, vec![4, 4, 4]).unwrap()
-            .with(ANSWER_BELIEFS, vec![vec![-3.0, -1.0], vec![-2.0, -2.0, -2.5], vec![-1.0]]).unwrap()
+        let turns =
+            table(&[&[0.0, 0.0, 1.0, 1.0, -1.0], &[0.0, 1.0, 1.0, 2.0, 2.0], &[0.0, 0.0, 0.0, 1.0, 1.0]]);
+        Batch::new(table(&[
+            &[1.0, 0.0, 1.0, 1.0, 0.0],
+            &[1.0, 1.0, 0.0, 1.0, 1.0],
+            &[1.0, 1.0, 1.0, 1.0, 0.0],
+        ]))
+        .with(SEQUENCE_MASK, table(&[&[1.0, 1.0, 1.0, 1.0, 0.0], &[1.0; 5], &[1.0; 5]]))
+        .unwrap()
+        .with(TURN_IDS, turns)
+        .unwrap()
+        .with(REWARDS, vec![0.5, 0.0, 1.0])
+        .unwrap()
+        .with(GROUP_IDS, vec![4, 4, 4])
+        .unwrap()
+        .with(ANSWER_BELIEFS, vec![vec![-3.0, -1.0], vec![-2.0, -2.0, -2.5], vec![-1.0]])
+        .unwrap()
     }
 
     #[test]
@@ -498,7 +520,8 @@ mod tests {
         let real = lone.filled(1.0);
         let half = TurnReturns { gamma: 0.5, ..TurnReturns::default() };
         let ours = half.advantages_of(&lone, &real, &[0, 0]).unwrap();
-        let code = TurnReturns { zero_ends_no_turn: true, ..half }.advantages_of(&lone, &real, &[0, 0]).unwrap();
+        let code =
+            TurnReturns { zero_ends_no_turn: true, ..half }.advantages_of(&lone, &real, &[0, 0]).unwrap();
         assert_eq!(ours.row(0)[0], 0.5 * ours.row(0)[2]);
         assert_eq!(code.row(0)[0], code.row(0)[2]);
     }

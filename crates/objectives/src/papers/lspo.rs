@@ -1,20 +1,23 @@
-//! LSPO: Latent Space Policy Optimization for Werewolf agents (arXiv 2502.04686). Not the length-sampling method of the
-//! same letters.
+//! LSPO: Latent Space Policy Optimization for Werewolf agents (arXiv 2502.04686). Not the length-sampling method
+//! of the same letters.
 //!
-//! Base: counterfactual regret minimisation (CFR) and DPO; no policy gradient. Each iteration clusters the model's utterances
-//! per role into k latent strategies, solves the abstract game over them, and tunes the model towards utterances of
-//! better strategies:
+//! Base: counterfactual regret minimisation (CFR) and DPO; no policy gradient. Each iteration clusters the model's
+//! utterances per role into k latent strategies, solves the abstract game over them, and tunes the model towards
+//! utterances of better strategies:
 //!
 //! ```text
 //! latent space  k-means on embeddings, per role: an utterance's latent id is its nearest centre
-//! solution      sigma(a) = max(R(a), 0) / sum max(R, 0), uniform when that sum is 0;   R(a) += v(a) - sum_b sigma(b) v(b)
-//! regret net    loss = mean over rows (or weighted by the CFR iteration t) of the mean over legal actions of (pred - R)^2
-//! pairs         chosen = candidate whose latent strategy has the LARGEST regret, rejected = the smallest; none on a tie
+//! solution      sigma(a) = max(R(a), 0) / sum max(R, 0), uniform when that sum is 0;
+//!               R(a) += v(a) - sum_b sigma(b) v(b)
+//! regret net    mean over rows (or weighted by the CFR iteration t) of the mean over legal actions of (pred - R)^2
+//! pairs         chosen = candidate whose latent strategy has the LARGEST regret, rejected = the smallest;
+//!               none on a tie
 //! DPO           -log sigmoid(beta ((s_c - ref_c) - (s_r - ref_r))),  s = sum of the response's log-probabilities
 //! ```
 //!
-//! Regret is the gain of switching to an action, so larger is better. The reference is the model of the previous iteration.
-//! After re-clustering the latent ids mean something else: start [`MatrixCfr`] or the regret memory anew.
+//! Regret is the gain of switching to an action, so larger is better. The reference is the model of the previous
+//! iteration. After re-clustering the latent ids mean something else: start [`MatrixCfr`] or the regret memory
+//! anew.
 //!
 //! Shapes: `log_probs`, `ref_log_probs` [2P, T] in nats; `pair_ids` [2P], two rows per pair, the chosen one first.
 //!
@@ -150,9 +153,9 @@ impl Surrogate for LatentDpo {
     }
 }
 
-/// Chosen and rejected among candidates with latent ids `latent`, by the regrets of the latent strategies: the first with
-/// the largest and the first with the smallest. Nothing when they are no further apart than `margin` (0 skips ties only;
-/// DPO on near ties is noise).
+/// Chosen and rejected among candidates with latent ids `latent`, by the regrets of the latent strategies: the
+/// first with the largest and the first with the smallest. Nothing when they are no further apart than `margin` (0
+/// skips ties only; DPO on near ties is noise).
 ///
 /// # Errors
 /// A latent id without regret, or a regret that is not finite.
@@ -190,8 +193,9 @@ pub struct LatentSpace {
     pub iterations: usize,
 }
 
-/// Lloyd's k-means from the given centres until the labels repeat, or for `most` assignments. `embeddings` [N][D] of ONE
-/// role (a shared space gives roles away), `centres` [k][D]. An empty cluster keeps its centre; ties go to the first.
+/// Lloyd's k-means from the given centres until the labels repeat, or for `most` assignments. `embeddings` [N][D]
+/// of ONE role (a shared space gives roles away), `centres` [k][D]. An empty cluster keeps its centre; ties go to
+/// the first.
 ///
 /// # Errors
 /// No centre, lengths that differ, or numbers that are not finite.
@@ -208,7 +212,8 @@ pub fn k_means(embeddings: &[Vec<f64>], centres: &[Vec<f64>], most: usize) -> Re
             return Err(Error::NotFinite { name: "embeddings", index, got });
         }
     }
-    let mut space = LatentSpace { centres: centres.to_vec(), labels: Vec::new(), inertia: 0.0, iterations: 0 };
+    let mut space =
+        LatentSpace { centres: centres.to_vec(), labels: Vec::new(), inertia: 0.0, iterations: 0 };
     loop {
         let nearest: Vec<(usize, f64)> = embeddings.iter().map(|e| space.nearest(e)).collect();
         let labels: Vec<usize> = nearest.iter().map(|(label, _)| *label).collect();
@@ -277,7 +282,11 @@ impl MatrixCfr {
         let [rows, cols] = [regrets[0].len(), regrets[1].len()];
         if rows == 0 || cols == 0 || payoffs.len() != rows || payoffs.iter().any(|row| row.len() != cols) {
             let got = vec![payoffs.len(), payoffs.first().map_or(0, Vec::len)];
-            return Err(Error::Shape { name: "payoffs", got, expected: format!("[{rows}, {cols}], not empty") });
+            return Err(Error::Shape {
+                name: "payoffs",
+                got,
+                expected: format!("[{rows}, {cols}], not empty"),
+            });
         }
         if let Some((index, &got)) = payoffs.iter().flatten().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(Error::NotFinite { name: "payoffs", index, got });
@@ -329,8 +338,8 @@ pub enum RegretWeighting {
     Linear,
 }
 
-/// Loss of a regret network, a scalar with gradient. `predictions` [B, A]; `targets`, `legal` (0 or 1) [B, A]; `iterations`
-/// [B], read with linear weights only. A row without a legal action adds 0.
+/// Loss of a regret network, a scalar with gradient. `predictions` [B, A]; `targets`, `legal` (0 or 1) [B, A];
+/// `iterations` [B], read with linear weights only. A row without a legal action adds 0.
 ///
 /// # Errors
 /// Shapes that differ.
@@ -344,7 +353,11 @@ pub fn regret_loss(
     targets.same_shape("regret_targets", legal)?;
     let wrong = |name, got, expected: String| Err(Error::Shape { name, got, expected });
     if predictions.dims() != [legal.rows, legal.cols] {
-        return wrong("predictions", predictions.dims().to_vec(), format!("[{}, {}]", legal.rows, legal.cols));
+        return wrong(
+            "predictions",
+            predictions.dims().to_vec(),
+            format!("[{}, {}]", legal.rows, legal.cols),
+        );
     }
     let rows: Vec<f64> = match weighting {
         RegretWeighting::Uniform => vec![1.0; legal.rows],
@@ -355,7 +368,8 @@ pub fn regret_loss(
     };
     let total: f64 = rows.iter().sum();
     let over = |x: f64| if x > 0.0 { 1.0 / x } else { 0.0 };
-    let per_row: Vec<f64> = rows.iter().zip(legal.row_sums()).map(|(w, n)| w * over(total) * over(n)).collect();
+    let per_row: Vec<f64> =
+        rows.iter().zip(legal.row_sums()).map(|(w, n)| w * over(total) * over(n)).collect();
     let weights = Table::broadcast(&per_row, legal)?.to_tensor(predictions)?;
     let errors = crate::batch::keep_where(&(predictions - targets.to_tensor(predictions)?)?, legal)?;
     Ok((errors.sqr()? * weights)?.sum_all()?)
@@ -374,9 +388,12 @@ mod tests {
         let mut mask = table(&[1.0; 8]);
         mask.values[7] = 0.0;
         Batch::new(mask)
-            .with(LOG_PROBS, p.as_tensor().clone()).unwrap()
-            .with(REF_LOG_PROBS, Tensor::from_vec(reference.to_vec(), (4, 2), &Device::Cpu).unwrap()).unwrap()
-            .with(PAIR_IDS, vec![9, 2, 9, 2]).unwrap()
+            .with(LOG_PROBS, p.as_tensor().clone())
+            .unwrap()
+            .with(REF_LOG_PROBS, Tensor::from_vec(reference.to_vec(), (4, 2), &Device::Cpu).unwrap())
+            .unwrap()
+            .with(PAIR_IDS, vec![9, 2, 9, 2])
+            .unwrap()
     }
 
     fn objective() -> Objective {
@@ -399,7 +416,9 @@ mod tests {
             assert!((g - expected).abs() < 1e-12, "{i}: {g}");
         }
         let torn = ready.batch.select(&[0, 1, 2]).unwrap();
-        assert!(objective().loss(&torn, &ready.signals.select(&[0, 1, 2]), &whole, &State::default()).is_err());
+        assert!(
+            objective().loss(&torn, &ready.signals.select(&[0, 1, 2]), &whole, &State::default()).is_err()
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! TAPO: Tool-Augmented Policy Optimization (arXiv 2510.07038). Several unrelated methods share these letters.
 //!
-//! Base: DAPO (decoupled clip, dynamic sampling, token mean, overlong shaping) on rollouts with search and code. New: tool
-//! results count neither in the loss nor in the length, a strict format gates the reward, and calls themselves earn nothing.
+//! Base: DAPO (decoupled clip, dynamic sampling, token mean, overlong shaping) on rollouts with search and code.
+//! New: tool results count neither in the loss nor in the length, a strict format gates the reward, and calls
+//! themselves earn nothing.
 //!
 //! ```text
 //! reward     -1 for a broken format, else accuracy by data source ([`score`]); acc = score > 0.9
@@ -11,12 +12,13 @@
 //! loss       clipped ratio [1 - 0.2, 1 + 0.28], dual clip 10, token mean; no KL, no entropy bonus
 //! ```
 //!
-//! Shapes: `response_mask` [B, T] 1 on the model's tokens (the authors' info mask), 0 on tool results and padding; `rewards`,
-//! `success` (acc), `group_ids` [B].
+//! Shapes: `response_mask` [B, T] 1 on the model's tokens (the authors' info mask), 0 on tool results and padding;
+//! `rewards`, `success` (acc), `group_ids` [B].
 //!
-//! Code against paper: the paper divides the loss by the model's tokens, the released code by all real tokens, where tool
-//! tokens count with advantage 0. Default: the paper's. For the code's, let `response_mask` be 1 on all real tokens, name
-//! the model's in `info_mask` and add the weight block `tool_tokens`. Source: Goer17/TAPO (trainer, reward).
+//! Code against paper: the paper divides the loss by the model's tokens, the released code by all real tokens,
+//! where tool tokens count with advantage 0. Default: the paper's. For the code's, let `response_mask` be 1 on all
+//! real tokens, name the model's in `info_mask` and add the weight block `tool_tokens`. Source: Goer17/TAPO
+//! (trainer, reward).
 
 use std::collections::BTreeMap;
 
@@ -113,7 +115,9 @@ impl Kind for ModelOverlong {
 
 impl Reward for ModelOverlong {
     fn shape(&self, batch: &mut Batch, _state: &mut State) -> Result<()> {
-        let lengths = batch.mask().row_sums();
+        // Where the batch's mask counts tool results, the info mask says which tokens are the model's.
+        let lengths =
+            if batch.has(INFO_MASK) { batch.table(INFO_MASK)? } else { batch.mask().clone() }.row_sums();
         let rewards = batch.outcomes()?.into_iter().zip(lengths).map(|(r, length)| r + self.penalty(length));
         let rewards: Vec<f64> = rewards.collect();
         batch.set(REWARDS, rewards)
@@ -182,8 +186,8 @@ pub enum Collected {
     GenerateMore,
     /// Train on the first `prompts` kept ones.
     Train,
-    /// The limit is reached: fill up with this many prompts of the last batch, filtered or not. They bring rows without
-    /// advantage.
+    /// The limit is reached: fill up with this many prompts of the last batch, filtered or not. They bring rows
+    /// without advantage.
     FillUp(usize),
 }
 
@@ -197,8 +201,8 @@ pub fn collected(kept: usize, wanted: usize, batches: usize, max_batches: usize)
     }
 }
 
-/// A response up to and including its first closing tool or answer tag; search is looked for first, then code, then answer, so
-/// that a text with several is cut at the search tag. Unchanged without any.
+/// A response up to and including its first closing tool or answer tag; search is looked for first, then code,
+/// then answer, so that a text with several is cut at the search tag. Unchanged without any.
 pub fn cut_at_action(text: &str) -> &str {
     let end = |tag: &&str| text.find(*tag).map(|at| at + tag.len());
     let first = ["</search>", "</code>", "</answer>"].iter().find_map(end);
@@ -266,8 +270,8 @@ pub fn score(solution: &str, references: &[&str], source: Source) -> Result<Scor
     Ok(Score { score, accurate: score > 0.9, searches: of("search"), codes: of("code") })
 }
 
-/// The answer and how often each tag stands. Tag pairs are looked for from left to right; text between them passes, an
-/// unknown tag, text after the last pair or another last tag than answer does not.
+/// The answer and how often each tag stands. Tag pairs are looked for from left to right; text between them
+/// passes, an unknown tag, text after the last pair or another last tag than answer does not.
 fn read_format(text: &str) -> Option<(&str, BTreeMap<String, usize>)> {
     let mut rest = text.trim();
     let (mut counts, mut answer, mut last) = (BTreeMap::new(), None, String::new());
@@ -318,7 +322,10 @@ fn similarity(answer: &str, gold: &str, source: Source) -> Result<f64> {
     let yes = |x: bool| f64::from(u8::from(x));
     let golden = |least: f64| match gold.parse::<f64>() {
         Ok(x) if x.is_finite() && x.abs() >= least => Ok(x),
-        _ => Err(Error::Invalid { what: "reference answer", reason: format!("`{gold}` cannot be compared with") }),
+        _ => Err(Error::Invalid {
+            what: "reference answer",
+            reason: format!("`{gold}` cannot be compared with"),
+        }),
     };
     match source {
         Source::Exact => Ok(yes(answer == gold)),
@@ -334,7 +341,8 @@ fn similarity(answer: &str, gold: &str, source: Source) -> Result<f64> {
         }
         Source::Complex => {
             let gold = golden(f64::MIN_POSITIVE)?;
-            let number: String = answer.chars().filter(|c| c.is_ascii_digit() || "+-.".contains(*c)).collect();
+            let number: String =
+                answer.chars().filter(|c| c.is_ascii_digit() || "+-.".contains(*c)).collect();
             Ok(number.parse::<f64>().map_or(0.0, |x| yes((x - gold).abs() / gold.abs() < 0.05)))
         }
     }
@@ -368,7 +376,11 @@ mod tests {
         assert_eq!(of("", "x"), -1.0);
         assert_eq!(of("<answer>x</answer> y", "x"), -1.0);
         assert_eq!(of("<think>no end <answer>x</answer>", "x"), 1.0, "an open tag is free text");
-        assert_eq!(of("<think><tool>z</tool></think><answer>x</answer>", "x"), 1.0, "inner tags are swallowed");
+        assert_eq!(
+            of("<think><tool>z</tool></think><answer>x</answer>", "x"),
+            1.0,
+            "inner tags are swallowed"
+        );
         assert_eq!(of("<answer>y</answer><Answer>x</Answer>", "x"), 1.0);
         let long = format!("<answer>gold{}</answer>", "z".repeat(100));
         assert_eq!(of(&long, "gold"), 0.0);
@@ -396,12 +408,18 @@ mod tests {
         let model = table(&[1.0, 0.0, 1.0, 1.0]);
         let grad = |mask: Table, rule: bool| -> Vec<f64> {
             let batch = Batch::new(mask)
-                .with(LOG_PROBS, p.as_tensor().clone()).unwrap()
-                .with(OLD_LOG_PROBS, p.detach()).unwrap()
-                .with(INFO_MASK, model.clone()).unwrap()
-                .with(SUCCESS, vec![1.0, 0.0]).unwrap()
-                .with(REWARDS, vec![1.0, 0.6]).unwrap()
-                .with(GROUP_IDS, vec![0, 0]).unwrap();
+                .with(LOG_PROBS, p.as_tensor().clone())
+                .unwrap()
+                .with(OLD_LOG_PROBS, p.detach())
+                .unwrap()
+                .with(INFO_MASK, model.clone())
+                .unwrap()
+                .with(SUCCESS, vec![1.0, 0.0])
+                .unwrap()
+                .with(REWARDS, vec![1.0, 0.6])
+                .unwrap()
+                .with(GROUP_IDS, vec![0, 0])
+                .unwrap();
             let recipe = if rule { recipe().weight(&ToolTokens {}) } else { recipe() };
             let objective = recipe.build().unwrap();
             let ready = objective.prepare(batch, &mut State::default()).unwrap();

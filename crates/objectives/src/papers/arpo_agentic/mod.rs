@@ -6,20 +6,21 @@
 //! ```text
 //! segment entropy   H = -(1/ln V) sum over the first 20 tokens, over their top-10 entries, of p ln p
 //! branching         after a tool call copy a rollout when clamp(u - w (H_now - H_first), 0, 1) <= p,  u ~ U(0, 1)
-//! reward            -1 for a broken format, else token F1 of the boxed answer, + 0.1 when both tools were used and F1 > 0
+//! reward            -1 for a broken format, else token F1 of the boxed answer,
+//!                   + 0.1 when both tools were used and F1 > 0
 //! soft advantage    (R - mean) / (std + 1e-6) of the prompt's rollouts, the same for all tokens      (GRPO as it is)
-//! hard advantage    on a token that several rollouts share: the mean of their advantages            (`shared_prefix`)
+//! hard advantage    on a token that several rollouts share: the mean of their advantages   (`shared_prefix`)
 //! ```
 //!
-//! Shapes: log-probabilities [B, T] in nats; `response_mask` 1 on what the policy wrote, 0 on tool results and after the
-//! first eos; `rewards` [B]; `group_ids` [B], one per prompt, whether root or branch.
+//! Shapes: log-probabilities [B, T] in nats; `response_mask` 1 on what the policy wrote, 0 on tool results and
+//! after the first eos; `rewards` [B]; `group_ids` [B], one per prompt, whether root or branch.
 //!
-//! Code against paper: the released code has the soft form only, which is the recipe here; the paper's hard form is the
-//! block `shared_prefix`, added by name. Without clipping and with a token mean both give the same gradient on shared
-//! tokens. The entropy is a sum over tokens in the code ([`EntropyOver`] offers the mean), of the segment that ENDED in the
-//! call; the paper takes the tokens after the tool's result. The authors keep H_first from earlier batches; here it
-//! belongs to its rollout. The KL is computed by the authors with weight 0: left out. Source: RUC-NLPIR/ARPO (core
-//! algorithms, reward, rollout).
+//! Code against paper: the released code has the soft form only, which is the recipe here; the paper's hard form
+//! is the block `shared_prefix`, added by name. Without clipping and with a token mean both give the same gradient
+//! on shared tokens. The entropy is a sum over tokens in the code ([`EntropyOver`] offers the mean), of the
+//! segment that ENDED in the call; the paper takes the tokens after the tool's result. The authors keep H_first
+//! from earlier batches; here it belongs to its rollout. The KL is computed by the authors with weight 0: left
+//! out. Source: RUC-NLPIR/ARPO (core algorithms, reward, rollout).
 
 mod tree;
 
@@ -39,8 +40,10 @@ use crate::error::Result;
 use crate::state::State;
 use crate::surrogate::ClippedRatio;
 
-/// Token ids of the responses, tool results included; given as a [`Table`](crate::table::Table), so that masked ids stay.
-pub const RESPONSE_IDS: Input = Input::new("response_ids", "[B, T]", "token ids of the responses, tool results included");
+/// Token ids of the responses, tool results included; given as a [`Table`](crate::table::Table), so that masked
+/// ids stay.
+pub const RESPONSE_IDS: Input =
+    Input::new("response_ids", "[B, T]", "token ids of the responses, tool results included");
 
 /// The paper.
 pub const PAPER: Paper = Paper {
@@ -103,21 +106,23 @@ impl TokenRule for SharedPrefix {
 /// Reward of a response: -1 when the format is broken ([`format_holds`]) or nothing is boxed, else the best token F1
 /// over `references`, with 0.1 more when it is above 0 and both tools were called.
 pub fn score(solution: &str, references: &[&str]) -> f64 {
-    let answer = between(solution, "<answer>", "</answer>").filter(|_| format_holds(solution)).and_then(boxed);
+    let answer =
+        between(solution, "<answer>", "</answer>").filter(|_| format_holds(solution)).and_then(boxed);
     let Some(answer) = answer else { return -1.0 };
     let f1 = references.iter().map(|r| token_f1(answer, r)).fold(0.0, f64::max);
     let both = solution.contains("</search>") && solution.contains("</python>");
     if f1 > 0.0 && both { f1 + 0.1 } else { f1 }
 }
 
-/// Whether thoughts are paired and there is one, exactly one answer exists and boxes something, and every tool call is
-/// followed by a complete result.
+/// Whether thoughts are paired and there is one, exactly one answer exists and boxes something, and every tool
+/// call is followed by a complete result.
 pub fn format_holds(text: &str) -> bool {
     let count = |tag: &str| text.matches(tag).count();
     let thoughts = count("<think>");
     let paired = thoughts > 0 && thoughts == count("</think>");
     let one_answer = count("<answer>") == 1 && count("</answer>") == 1;
-    let boxes = || between(text, "<answer>", "</answer>").is_some_and(|a| a.contains("\\boxed{") && a.contains('}'));
+    let boxes =
+        || between(text, "<answer>", "</answer>").is_some_and(|a| a.contains("\\boxed{") && a.contains('}'));
     let answered = |open, close| results_follow(text, open, close);
     paired && one_answer && boxes() && answered("<search>", "</search>") && answered("<python>", "</python>")
 }
@@ -223,19 +228,24 @@ mod tests {
         assert_eq!(token_f1("no way", "no"), 0.0);
     }
 
-    /// Sharers' advantages add up to the same number under both attributions, so the gradient of a shared token does too.
+    /// Sharers' advantages add up to the same number under both attributions, so the gradient of a shared token
+    /// does too.
     #[test]
     fn hard_attribution_keeps_the_sum_over_sharers() {
         let ids = [[1.0, 2.0, 3.0], [1.0, 2.0, 4.0], [1.0, 5.0, 3.0], [1.0, 2.0, 3.0]].map(|r| r.to_vec());
         let mut mask = Table::from_rows(&vec![vec![1.0; 3]; 4]).unwrap();
         mask.values[2 * 3 + 2] = 0.0;
         let batch = Batch::new(mask)
-            .with(RESPONSE_IDS, Table::from_rows(&ids).unwrap()).unwrap()
-            .with(GROUP_IDS, vec![7, 7, 7, 8]).unwrap()
-            .with(REWARDS, vec![1.0, 0.0, 0.5, 2.0]).unwrap();
+            .with(RESPONSE_IDS, Table::from_rows(&ids).unwrap())
+            .unwrap()
+            .with(GROUP_IDS, vec![7, 7, 7, 8])
+            .unwrap()
+            .with(REWARDS, vec![1.0, 0.0, 0.5, 2.0])
+            .unwrap();
         let objective = recipe().weight(&SharedPrefix {}).build().unwrap();
         let hard = objective.prepare(batch.clone(), &mut State::default()).unwrap().signals.advantages;
-        let soft = recipe().build().unwrap().prepare(batch, &mut State::default()).unwrap().signals.advantages;
+        let soft =
+            recipe().build().unwrap().prepare(batch, &mut State::default()).unwrap().signals.advantages;
         let at = |x: &Table, i: usize, t: usize| x.row(i)[t];
         let sum = |x: &Table, rows: &[usize], t| rows.iter().map(|&i| at(x, i, t)).sum::<f64>();
         assert!((sum(&hard, &[0, 1, 2], 0) - sum(&soft, &[0, 1, 2], 0)).abs() < 1e-12);

@@ -4,7 +4,8 @@
 //! generates one segment for every active rollout, and hands them to [`Tree::advance`] until nothing is active.
 //!
 //! ```text
-//! advance:  append every segment; a tool call below the limit appends its result (mask 0), one at the limit ends with eos
+//! advance:  append every segment; a tool call below the limit appends its result (mask 0),
+//!           one at the limit ends with eos
 //!           drop rollouts that reached the response length
 //!           branch: for every rollout that still runs, in order, up to beam - 1 copies, each on its own uniform draw
 //!           refill: a prompt with nothing running and too few rollouts starts ONE fresh root
@@ -25,7 +26,12 @@ pub enum EntropyOver {
 /// Entropy of a segment, in units of ln V: -(1 / ln V) sum over its first `tokens` tokens and over the returned top-k
 /// entries of p ln p. `top_log_probs`: natural logs, one list per token. The authors take 20 tokens and k = 10. An
 /// entry of -inf adds nothing; a vocabulary of one token has entropy 0.
-pub fn segment_entropy(top_log_probs: &[Vec<f64>], vocabulary: usize, tokens: usize, over: EntropyOver) -> f64 {
+pub fn segment_entropy(
+    top_log_probs: &[Vec<f64>],
+    vocabulary: usize,
+    tokens: usize,
+    over: EntropyOver,
+) -> f64 {
     let first = &top_log_probs[..tokens.min(top_log_probs.len())];
     if vocabulary < 2 || first.is_empty() {
         return 0.0;
@@ -111,7 +117,9 @@ impl TreeSettings {
             s if !(0.0..=1.0).contains(&s.branch_probability) => {
                 wrong("branch_probability", s.branch_probability, "0 to 1")
             }
-            s if !s.entropy_weight.is_finite() => wrong("entropy_weight", s.entropy_weight, "a finite number"),
+            s if !s.entropy_weight.is_finite() => {
+                wrong("entropy_weight", s.entropy_weight, "a finite number")
+            }
             _ => Ok(()),
         }
     }
@@ -169,7 +177,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Starts with `roots[i]` fresh rollouts of prompt i, at most `num_samples`, at least one. The authors start 8 of 16.
+    /// Starts with `roots[i]` fresh rollouts of prompt i, at most `num_samples`, at least one. The authors start 8
+    /// of 16.
     ///
     /// # Errors
     /// Settings out of range.
@@ -265,8 +274,8 @@ impl Tree {
         Ok(())
     }
 
-    /// `num_samples` rollouts of every prompt, prompt after prompt, in order of creation, the last repeated where there
-    /// are too few. Tokens cut to the response length; the mask is 0 after the first eos.
+    /// `num_samples` rollouts of every prompt, prompt after prompt, in order of creation, the last repeated where
+    /// there are too few. Tokens cut to the response length; the mask is 0 after the first eos.
     pub fn finish(&self) -> Vec<Rollout> {
         let n = self.settings.num_samples;
         let of = |prompt| self.rollouts.iter().filter(move |r| r.prompt == prompt).take(n);
@@ -302,7 +311,15 @@ impl Tree {
         });
         self.active.push(self.rollouts.len());
         self.counts[prompt] += 1;
-        self.rollouts.push(Rollout { prompt, tokens, mask, calls, parent, first_entropy: None, entropy: 0.0 });
+        self.rollouts.push(Rollout {
+            prompt,
+            tokens,
+            mask,
+            calls,
+            parent,
+            first_entropy: None,
+            entropy: 0.0,
+        });
     }
 
     /// Whether the rollout goes on.
@@ -389,7 +406,13 @@ mod tests {
             assert!(row.tokens.iter().zip(&row.mask).all(|(&t, &m)| (t == 9) == (m == 0)));
         }
         assert!(tree.rollouts().iter().any(|r| r.parent.is_some()));
-        assert!(tree.advance(&[Segment { tokens: vec![], entropy: 0.0, stop: Stop::Eos }], &mut |_| None, &mut || 0.0)
-            .is_err());
+        assert!(
+            tree.advance(
+                &[Segment { tokens: vec![], entropy: 0.0, stop: Stop::Eos }],
+                &mut |_| None,
+                &mut || 0.0
+            )
+            .is_err()
+        );
     }
 }
