@@ -28,19 +28,26 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
+            aepo_agentic,
             aepo_gui,
             apo,
+            arpo_agentic,
             arpo_gui,
             bapo,
             bnpo,
             dcpo,
+            gigpo,
+            grace,
             hbpo,
+            igpo_info,
+            lspo,
             oorl_gepo,
             papo,
             riskpo,
             seed_grpo,
             spo_single,
             srpo,
+            tapo,
             tspo,
         }
     };
