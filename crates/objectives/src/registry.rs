@@ -1,25 +1,32 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae};
 use crate::block::BlockKind;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::filter::{AccuracyFilter, VaryingGroups};
 use crate::objective::Objective;
+use crate::pairs::ComparablePairs;
 use crate::papers::{self, Paper};
 use crate::regularizer::{EntropyBonus, Kl};
-use crate::surrogate::ClippedRatio;
+use crate::surrogate::{ClippedRatio, ClippedValue, Preference, ReferenceFree};
 
 /// Blocks that belong to no single paper.
 const SHARED: &[BlockKind] = &[
     BlockKind::advantage::<GroupNorm>(),
     BlockKind::advantage::<LeaveOneOut>(),
     BlockKind::advantage::<Gae>(),
+    BlockKind::advantage::<StreamGae>(),
+    BlockKind::reward::<StreamGae>(),
     BlockKind::filter::<AccuracyFilter>(),
     BlockKind::filter::<VaryingGroups>(),
+    BlockKind::filter::<ComparablePairs>(),
     BlockKind::surrogate::<ClippedRatio>(),
+    BlockKind::surrogate::<Preference>(),
+    BlockKind::surrogate::<ReferenceFree>(),
     BlockKind::regularizer::<Kl>(),
     BlockKind::regularizer::<EntropyBonus>(),
+    BlockKind::regularizer::<ClippedValue>(),
 ];
 
 /// Every block: the shared ones and what each paper invents.

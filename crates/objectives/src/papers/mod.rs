@@ -28,7 +28,14 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            drpo_reset,
+            inpo,
+            mdpo,
+            oppo,
+            p3o,
+            pref_base,
+            refuel,
+            srpo,
         }
     };
 }
@@ -40,7 +47,17 @@ macro_rules! declare {
         pub mod grpo;
 
         /// Every algorithm, in no order.
-        pub const ALL: &[&Paper] = &[&grpo::PAPER, $(&$id::PAPER),*];
+        pub const ALL: &[&Paper] = &[
+            &grpo::PAPER,
+            &mdpo::OFF_POLICY,
+            &pref_base::CPO,
+            &pref_base::DPO,
+            &pref_base::IPO,
+            &pref_base::ROBUST,
+            &pref_base::SIMPO,
+            &pref_base::SPPO,
+            $(&$id::PAPER),*
+        ];
     };
 }
 for_each_paper!(declare);
