@@ -1,6 +1,6 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae, StreamReturns};
 use crate::block::BlockKind;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ const SHARED: &[BlockKind] = &[
     BlockKind::advantage::<LeaveOneOut>(),
     BlockKind::advantage::<Gae>(),
     BlockKind::advantage::<StreamGae>(),
-    BlockKind::reward::<StreamGae>(),
+    BlockKind::reward::<StreamReturns>(),
     BlockKind::filter::<AccuracyFilter>(),
     BlockKind::filter::<VaryingGroups>(),
     BlockKind::filter::<ComparablePairs>(),

@@ -18,8 +18,7 @@ pub const EPISODE_STARTS: Input = Input::new("episode_starts", "[B, T]", "1 wher
 pub const NEXT_VALUES: Input =
     Input::new("next_values", "[B]", "critic's value after the last step, 0 where an episode just ended");
 
-/// GAE over every position. As an advantage block it gives advantages; as a reward block of the same name it gives
-/// [`RETURNS`] = A + V, taken before whitening. Both read the critic's rollout-time values.
+/// GAE over every position, from the critic's rollout-time values. [`StreamReturns`] gives the critic's targets.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamGae {
@@ -92,34 +91,36 @@ pub fn standardise(x: &[f64], epsilon: f64) -> Vec<f64> {
     x.iter().map(|v| if scale > 0.0 { (v - mean) / scale } else { 0.0 }).collect()
 }
 
-impl StreamGae {
-    fn run(&self, batch: &Batch) -> Result<(Table, Table)> {
-        let (rewards, values) = (batch.table(TOKEN_REWARDS)?, batch.table(VALUES)?);
-        let starts = if self.streams { Some(batch.table(EPISODE_STARTS)?) } else { None };
-        let next = if self.streams { batch.numbers(NEXT_VALUES)? } else { vec![0.0; batch.rows()] };
-        stream_gae(&rewards, &values, starts.as_ref(), &next, (self.gamma, self.lambda))
+/// Reads a batch and runs GAE over it.
+fn run(batch: &Batch, streams: bool, gamma: f64, lambda: f64) -> Result<(Table, Table)> {
+    let (rewards, values) = (batch.table(TOKEN_REWARDS)?, batch.table(VALUES)?);
+    let starts = if streams { Some(batch.table(EPISODE_STARTS)?) } else { None };
+    let next = if streams { batch.numbers(NEXT_VALUES)? } else { vec![0.0; batch.rows()] };
+    stream_gae(&rewards, &values, starts.as_ref(), &next, (gamma, lambda))
+}
+
+fn needs(streams: bool) -> Vec<Input> {
+    let mut needs = vec![TOKEN_REWARDS, VALUES];
+    if streams {
+        needs.extend([EPISODE_STARTS, NEXT_VALUES]);
+    }
+    needs
+}
+
+fn check(gamma: f64, lambda: f64) -> Result<()> {
+    match [("gamma", gamma), ("lambda", lambda)].into_iter().find(|(_, x)| !(0.0..=1.0).contains(x)) {
+        Some((name, got)) => Err(Error::Setting { name, got, expected: "0 to 1" }),
+        None => Ok(()),
     }
 }
 
 impl Block for StreamGae {
     fn needs(&self) -> Vec<Input> {
-        let mut needs = vec![TOKEN_REWARDS, VALUES];
-        if self.streams {
-            needs.extend([EPISODE_STARTS, NEXT_VALUES]);
-        }
-        needs
-    }
-
-    fn gives(&self) -> Vec<Input> {
-        vec![RETURNS]
+        needs(self.streams)
     }
 
     fn validate(&self) -> Result<()> {
-        for (name, got) in [("gamma", self.gamma), ("lambda", self.lambda)] {
-            if !(0.0..=1.0).contains(&got) {
-                return Err(Error::Setting { name, got, expected: "0 to 1" });
-            }
-        }
+        check(self.gamma, self.lambda)?;
         if self.epsilon >= 0.0 && self.epsilon.is_finite() {
             return Ok(());
         }
@@ -138,7 +139,7 @@ impl Kind for StreamGae {
 
 impl Advantage for StreamGae {
     fn advantages(&self, batch: &Batch, _state: &mut State) -> Result<Table> {
-        let (mut advantages, _) = self.run(batch)?;
+        let (mut advantages, _) = run(batch, self.streams, self.gamma, self.lambda)?;
         if self.whiten {
             advantages.values = standardise(&advantages.values, self.epsilon);
         }
@@ -147,9 +148,49 @@ impl Advantage for StreamGae {
     }
 }
 
-impl Reward for StreamGae {
+/// Gives [`RETURNS`], the A + V of [`StreamGae`] before whitening.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamReturns {
+    /// Discount per step.
+    pub gamma: f64,
+    /// Trace decay.
+    pub lambda: f64,
+    /// Episodes end inside rows: read `episode_starts` and `next_values`. Otherwise a row ends with value 0.
+    pub streams: bool,
+}
+
+impl Default for StreamReturns {
+    fn default() -> Self {
+        Self { gamma: 0.99, lambda: 0.95, streams: true }
+    }
+}
+
+impl Block for StreamReturns {
+    fn needs(&self) -> Vec<Input> {
+        needs(self.streams)
+    }
+
+    fn gives(&self) -> Vec<Input> {
+        vec![RETURNS]
+    }
+
+    fn validate(&self) -> Result<()> {
+        check(self.gamma, self.lambda)
+    }
+
+    fn describe(&self) -> String {
+        format!("critic's targets by GAE (gamma {}, lambda {})", self.gamma, self.lambda)
+    }
+}
+
+impl Kind for StreamReturns {
+    const KIND: &'static str = "stream_returns";
+}
+
+impl Reward for StreamReturns {
     fn shape(&self, batch: &mut Batch, _state: &mut State) -> Result<()> {
-        let (_, returns) = self.run(batch)?;
+        let (_, returns) = run(batch, self.streams, self.gamma, self.lambda)?;
         batch.set(RETURNS, returns)
     }
 }

@@ -1,7 +1,7 @@
 //! Cases of `drpo_reset.json`: resets, truncation, rewards and GAE, the loss.
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
-use crate::advantage::{RETURNS, StreamGae};
+use crate::advantage::{RETURNS, StreamGae, StreamReturns};
 use crate::aggregation::Aggregation;
 use crate::batch::{
     Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED, VALUES,
@@ -78,8 +78,9 @@ fn advantages(case: &Case) -> Outcome {
         whiten: true,
         epsilon: 1e-8,
     };
+    let returns = StreamReturns { gamma: gae.gamma, lambda: gae.lambda, streams: gae.streams };
     let objective = Objective {
-        rewards: vec![Box::new(rewards), Box::new(gae)],
+        rewards: vec![Box::new(rewards), Box::new(returns)],
         advantage: Some(Box::new(gae)),
         ..Objective::new(ClippedRatio::default(), Aggregation::TokenMean)
     };
@@ -106,10 +107,8 @@ fn loss(case: &Case) -> Outcome {
     let value = ClippedValue { coef: case.param("vf_coef")?, clip_range: case.param("cliprange_value")? };
     let mut signals = Signals::new(advantages);
     ResetMask::default().prepare(&batch, &mut signals, &mut State::default())?;
-    let objective = Objective {
-        regularizers: vec![Box::new(value)],
-        ..Objective::new(ratio, Aggregation::TokenMean)
-    };
+    let objective =
+        Objective { regularizers: vec![Box::new(value)], ..Objective::new(ratio, Aggregation::TokenMean) };
     let whole = batch.normaliser();
     let parts = objective.loss(&batch, &signals, &whole, &State::default())?;
     let (old, returns) = (batch.tensor(OLD_VALUES)?, batch.tensor(RETURNS)?);

@@ -3,14 +3,14 @@
 use candle_core::{Tensor, Var};
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
-use crate::advantage::{EPISODE_STARTS, NEXT_VALUES, RETURNS, StreamGae, standardise};
+use crate::advantage::{EPISODE_STARTS, NEXT_VALUES, RETURNS, StreamGae, StreamReturns, standardise};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals, TOKEN_REWARDS, VALUES};
 use crate::block::Regularizer;
 use crate::objective::{LossParts, Objective};
 use crate::papers::mdpo::off_policy::{
-    ACTION_VALUES, POLICY_LOG_STDS, POLICY_MEANS, Pairing, SoftMirror, Squash, SquashPenalty, half_squared_error,
-    q_target, soft_value_loss, squashed_log_prob, v_target,
+    ACTION_VALUES, POLICY_LOG_STDS, POLICY_MEANS, Pairing, SoftMirror, Squash, SquashPenalty,
+    half_squared_error, q_target, soft_value_loss, squashed_log_prob, v_target,
 };
 use crate::papers::mdpo::{
     Anneal, ImportanceRatio, MirrorKl, POLICY_KL, categorical_kl, categorical_log_prob, gaussian_kl,
@@ -130,8 +130,9 @@ fn advantages(case: &Case) -> Outcome {
         .with(VALUES, row("vpred")?)?
         .with(EPISODE_STARTS, row("episode_starts")?)?
         .with(NEXT_VALUES, case.numbers("nextvpred")?)?;
+    let returns = StreamReturns { gamma: gae.gamma, lambda: gae.lambda, streams: gae.streams };
     let objective = Objective {
-        rewards: vec![Box::new(gae)],
+        rewards: vec![Box::new(returns)],
         advantage: Some(Box::new(gae)),
         ..Objective::new(ImportanceRatio::default(), Aggregation::TokenMean)
     };
@@ -184,10 +185,8 @@ fn off_policy(case: &Case) -> Outcome {
         .with(POLICY_MEANS, mean.as_tensor().clone())?
         .with(POLICY_LOG_STDS, log_std.as_tensor().clone())?;
     let penalty = SquashPenalty { mean_coef: case.param("mean_reg")?, log_std_coef: case.param("std_reg")? };
-    let objective = Objective {
-        regularizers: vec![Box::new(penalty)],
-        ..Objective::new(soft, Aggregation::TokenMean)
-    };
+    let objective =
+        Objective { regularizers: vec![Box::new(penalty)], ..Objective::new(soft, Aggregation::TokenMean) };
     let signals = Signals::new(batch.mask().filled(0.0));
     let policy = objective.loss(&batch, &signals, &batch.normaliser(), &State::default())?.loss;
 

@@ -54,9 +54,7 @@ fn preference_loss(case: &Case) -> Outcome {
         .with(REWARDS, preferences(case, labels)?)?
         .with(PAIR_IDS, halves(pairs))?;
     let signals = Signals::new(batch.mask().filled(0.0));
-    let run = |objective: Objective| {
-        objective.loss(&batch, &signals, &batch.normaliser(), &State::default())
-    };
+    let run = |objective: Objective| objective.loss(&batch, &signals, &batch.normaliser(), &State::default());
     let alone = |block: ContextTriplet| run(Objective::new(block, Aggregation::TokenMean));
     let norm = |coef| ContextNorm { coef, labels };
     let encoder = |norm: ContextNorm| Objective {

@@ -25,7 +25,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Paper;
-use crate::advantage::StreamGae;
+use crate::advantage::{StreamGae, StreamReturns};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED};
 use crate::block::{Block, BlockKind, Kind, Reward, TokenRule};
@@ -38,7 +38,8 @@ use crate::table::Table;
 /// Where the outcome is placed.
 pub const SCORE_INDEX: Input = Input::new("score_index", "[B]", "position that the outcome belongs to");
 /// Tokens that were not sampled.
-pub const FORCED: Input = Input::new("forced", "[B, T]", "1 on tokens that were forced from a reference answer");
+pub const FORCED: Input =
+    Input::new("forced", "[B, T]", "1 on tokens that were forced from a reference answer");
 
 /// The paper.
 pub const PAPER: Paper = Paper {
@@ -57,7 +58,7 @@ pub fn recipe() -> Composition {
     let gae = StreamGae { gamma: 1.0, lambda: 0.95, streams: false, whiten: true, epsilon: WHITEN_EPSILON };
     Composition::new(&ClippedRatio { dual_clip: None, ..ClippedRatio::default() }, Aggregation::TokenMean)
         .reward(&TerminalScore::default())
-        .reward(&gae)
+        .reward(&StreamReturns { gamma: gae.gamma, lambda: gae.lambda, streams: false })
         .advantage(&gae)
         .weight(&ResetMask::default())
         .regularizer(&ClippedValue { coef: 0.1, clip_range: 0.2 })
@@ -293,7 +294,8 @@ mod tests {
         for start in (0..4).step_by(per_part) {
             let rows: Vec<usize> = (start..(start + per_part).min(4)).collect();
             let (part, signals) = (batch.select(&rows).unwrap(), signals.select(&rows));
-            total = (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
+            total =
+                (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
         }
         let grads = total.backward().unwrap();
         let grad = grads.get(policy.as_tensor()).map(|g| g.flatten_all().unwrap().to_vec1().unwrap());

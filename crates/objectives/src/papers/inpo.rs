@@ -55,7 +55,7 @@ pub fn recipe() -> Composition {
 pub struct NashPairs {
     /// Inverse step of mirror descent, greater than 0; the target is 1/(2 eta) nats.
     pub eta: f64,
-    /// rho: weight of the fixed reference, 0 to 1.
+    /// rho: weight of the fixed reference, 0 or more; beyond 1 the previous iterate counts negatively.
     pub tau_over_eta: f64,
 }
 
@@ -99,9 +99,13 @@ impl Block for NashPairs {
         if !(self.eta > 0.0 && self.eta.is_finite()) {
             return Err(Error::Setting { name: "eta", got: self.eta, expected: "greater than 0" });
         }
-        if !(0.0..=1.0).contains(&self.tau_over_eta) {
+        if !(self.tau_over_eta >= 0.0 && self.tau_over_eta.is_finite()) {
             let got = self.tau_over_eta;
-            return Err(Error::Setting { name: "tau_over_eta", got, expected: "0 to 1" });
+            return Err(Error::Setting {
+                name: "tau_over_eta",
+                got,
+                expected: "0 or more, usually at most 1",
+            });
         }
         Ok(())
     }
@@ -195,6 +199,32 @@ pub fn select_pair(k: usize, beats: &dyn Fn(usize, usize) -> f64) -> Result<Sele
     Ok(Selection { winner, loser, queries, kept })
 }
 
+/// COMAL's choice: the answers with the best and the SECOND best mean probability of beating the others; the earlier one
+/// at a tie. Asks about every ordered pair.
+///
+/// # Errors
+/// As [`select_pair`].
+pub fn select_top_two(k: usize, beats: &dyn Fn(usize, usize) -> f64) -> Result<Selection> {
+    if k < 2 {
+        return Err(Error::Invalid { what: "answers", reason: format!("a pair cannot be chosen of {k}") });
+    }
+    let (mut queries, mut scores) = (Vec::new(), vec![0.0; k]);
+    for (i, score) in scores.iter_mut().enumerate() {
+        for j in (0..k).filter(|&j| j != i) {
+            let p = beats(i, j);
+            if !p.is_finite() {
+                return Err(Error::NotFinite { name: "preference", index: queries.len(), got: p });
+            }
+            queries.push((i, j));
+            *score += p;
+        }
+    }
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]));
+    let (winner, loser) = (order[0], order[1]);
+    Ok(Selection { winner, loser, queries, kept: beats(winner, loser) > 0.5 })
+}
+
 /// An oracle's probability averaged over both orders: (P(a over b) + 1 - P(b over a)) / 2.
 pub fn both_orders(a_over_b: f64, b_over_a: f64) -> f64 {
     (a_over_b + 1.0 - b_over_a) / 2.0
@@ -202,7 +232,7 @@ pub fn both_orders(a_over_b: f64, b_over_a: f64) -> f64 {
 
 /// COMAL: whether the reference becomes the current policy after `iteration` (from 1); `interval` 0 never does.
 pub fn replaces_reference(iteration: u64, interval: u64) -> bool {
-    interval > 0 && iteration > 0 && iteration % interval == 0
+    interval > 0 && iteration > 0 && iteration.is_multiple_of(interval)
 }
 
 /// A game of preferences over n actions: everything about it that has a closed form.
@@ -225,7 +255,11 @@ impl PreferenceGame {
         let n = reference.len();
         if n == 0 || (beats.rows, beats.cols) != (n, n) {
             let expected = format!("[{n}, {n}], like the reference, not empty");
-            return Err(Error::Shape { name: "preference_matrix", got: vec![beats.rows, beats.cols], expected });
+            return Err(Error::Shape {
+                name: "preference_matrix",
+                got: vec![beats.rows, beats.cols],
+                expected,
+            });
         }
         if let Some(index) = reference.iter().position(|p| !(*p > 0.0 && p.is_finite())) {
             return Err(Error::NotFinite { name: "log reference", index, got: reference[index].ln() });
@@ -382,6 +416,8 @@ mod tests {
             let chosen = select_pair(k, &|a, b| if strengths[a] > strengths[b] { 0.8 } else { 0.2 }).unwrap();
             prop_assert!(chosen.kept);
             prop_assert_eq!((strengths[chosen.winner], strengths[chosen.loser]), (k - 1, 0));
+            let top = select_top_two(k, &|a, b| if strengths[a] > strengths[b] { 0.8 } else { 0.2 }).unwrap();
+            prop_assert_eq!((strengths[top.winner], strengths[top.loser], top.kept), (k - 1, k - 2, true));
         }
     }
 }

@@ -39,14 +39,19 @@ use crate::state::State;
 use crate::surrogate::relu;
 
 /// What the policy predicts, with gradient.
-pub const ACTION_PREDICTIONS: Input = Input::new("action_predictions", "[B, T, A]", "predicted actions, with gradient");
+pub const ACTION_PREDICTIONS: Input =
+    Input::new("action_predictions", "[B, T, A]", "predicted actions, with gradient");
 /// What was done.
 pub const ACTIONS: Input = Input::new("actions", "[B, T, A]", "actions of the data");
 /// What the encoder makes of a window.
-pub const CONTEXTS: Input = Input::new("contexts", "[B, Z]", "encoder's context of every window, with gradient");
+pub const CONTEXTS: Input =
+    Input::new("contexts", "[B, Z]", "encoder's context of every window, with gradient");
 /// z* for every row: expand it, the gradient adds up.
-pub const OPTIMAL_CONTEXT: Input =
-    Input::new("optimal_context", "[B, Z]", "learnable optimal context, the same in every row, with gradient");
+pub const OPTIMAL_CONTEXT: Input = Input::new(
+    "optimal_context",
+    "[B, Z]",
+    "learnable optimal context, the same in every row, with gradient",
+);
 
 /// The paper.
 pub const PAPER: Paper = Paper {
@@ -104,7 +109,8 @@ impl Surrogate for ActionReconstruction {
         let (predicted, actions) = (batch.tensor(ACTION_PREDICTIONS)?, batch.tensor(ACTIONS)?.detach());
         let mask = batch.mask();
         match *predicted.dims() {
-            [rows, cols, _] if (rows, cols) == (mask.rows, mask.cols) && predicted.dims() == actions.dims() => {}
+            [rows, cols, _]
+                if (rows, cols) == (mask.rows, mask.cols) && predicted.dims() == actions.dims() => {}
             _ => {
                 let expected = format!("[{}, {}, A], like `actions`", mask.rows, mask.cols);
                 let got = predicted.dims().to_vec();
@@ -396,7 +402,13 @@ mod tests {
     use crate::table::Table;
 
     /// Loss and the gradients of contexts and z*, in micro-batches of `per_part` pairs; 4 pairs, 2 steps, Z = A = 3.
-    fn run(composition: &Composition, phi: &[f64], rewards: &[f64], mask: &[f64], per_part: usize) -> (f64, [Vec<f64>; 2]) {
+    fn run(
+        composition: &Composition,
+        phi: &[f64],
+        rewards: &[f64],
+        mask: &[f64],
+        per_part: usize,
+    ) -> (f64, [Vec<f64>; 2]) {
         let objective = composition.build().unwrap();
         let contexts = Var::from_tensor(&Tensor::from_slice(phi, (8, 3), &Device::Cpu).unwrap()).unwrap();
         let z = Var::from_tensor(&Tensor::new(&[[0.3f64, -1.0, 2.0]], &Device::Cpu).unwrap()).unwrap();

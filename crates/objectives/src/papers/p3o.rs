@@ -123,6 +123,9 @@ impl PairwiseProximal {
         let (r1, r2) = pairs.split_numbers("rewards", &batch.outcomes()?)?;
         let each = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..pairs.len()).map(f).collect() };
         let mut q = each(&|i| r1[i] - r2[i] - self.kl_coef * ((now1[i] - ref1[i]) - (now2[i] - ref2[i])));
+        if let Some(index) = q.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { name: "log_probs", index, got: q[index] });
+        }
         if self.scale_q {
             let std = mean_std(&q).1;
             q.iter_mut().for_each(|q| *q = if std > 0.0 { *q / std } else { 0.0 });
@@ -396,7 +399,8 @@ mod tests {
     fn run(block: PairwiseProximal, p: &[f64], rewards: &[f64], per_part: usize) -> (f64, Vec<f64>) {
         let shape = (rewards.len(), p.len() / rewards.len());
         let policy = Var::from_tensor(&Tensor::from_slice(p, shape, &Device::Cpu).unwrap()).unwrap();
-        let near = |f: f64| Tensor::from_vec(p.iter().map(|x| x * f).collect::<Vec<_>>(), shape, &Device::Cpu);
+        let near =
+            |f: f64| Tensor::from_vec(p.iter().map(|x| x * f).collect::<Vec<_>>(), shape, &Device::Cpu);
         let mask = Table { rows: shape.0, cols: shape.1, values: vec![1.0; p.len()] };
         let batch = Batch::new(mask)
             .with(LOG_PROBS, policy.as_tensor().clone())
@@ -411,7 +415,8 @@ mod tests {
         for rows in Pairs::of(&batch).unwrap().parts(per_part) {
             let part = batch.select(&rows).unwrap();
             let signals = Signals::new(part.mask().filled(0.0));
-            total = (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
+            total =
+                (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
         }
         let grads = total.backward().unwrap();
         let grad = grads.get(policy.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();

@@ -126,10 +126,18 @@ mod tests {
     use crate::objective::Objective;
     use crate::pairs::{Pairs, halves};
     use crate::state::State;
+    use crate::surrogate::ALIGNED_LOG_PROBS;
     use crate::table::Table;
 
     /// Loss and gradient of a batch in `parts`.
-    fn run(objective: &Objective, p: &[f64], r: &[f64], mask: &Table, ids: Vec<u64>, per_part: usize) -> (f64, Vec<f64>) {
+    fn run(
+        objective: &Objective,
+        p: &[f64],
+        r: &[f64],
+        mask: &Table,
+        ids: Vec<u64>,
+        per_part: usize,
+    ) -> (f64, Vec<f64>) {
         let shape = (mask.rows, mask.cols);
         let policy = Var::from_tensor(&Tensor::from_slice(p, shape, &Device::Cpu).unwrap()).unwrap();
         let reference = Tensor::from_slice(r, shape, &Device::Cpu).unwrap();
@@ -144,7 +152,8 @@ mod tests {
         for rows in pairs.parts(per_part) {
             let part = batch.select(&rows).unwrap();
             let signals = Signals::new(part.mask().filled(0.0));
-            total = (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
+            total =
+                (total + objective.loss(&part, &signals, &whole, &State::default()).unwrap().loss).unwrap();
         }
         let grads = total.backward().unwrap();
         let grad = grads.get(policy.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -172,6 +181,69 @@ mod tests {
             assert!(loss.is_finite() && grad.iter().all(|g| g.is_finite()), "{}", paper.id);
             assert_eq!((grad[1], grad[3]), (0.0, 0.0), "{}", paper.id);
         }
+    }
+
+    #[test]
+    fn gradients_of_all_forms_are_those_of_finite_differences() {
+        let forms = "sigmoid hinge ipo ipo_sum sigmoid_norm robust exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down \
+                     discopop aot aot_unpaired";
+        let mut objectives = Vec::new();
+        for loss in forms.split_whitespace() {
+            for divergence in ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] {
+                let smooth = if ["robust", "exo_pair", "aot"].contains(&loss) { 0.1 } else { 0.0 };
+                let over = format!(
+                    "[surrogate]\nloss = \"{loss}\"\nf_divergence = \"{divergence}\"\nbeta = 0.3\nld_alpha = 0.5\n\
+                     discopop_tau = 0.5\nlabel_smoothing = {smooth:?}"
+                );
+                objectives
+                    .push((format!("{loss} {divergence}"), recipe().with(&over.parse().unwrap()).unwrap()));
+            }
+        }
+        for loss in ["simpo", "sigmoid", "hinge", "ipo"] {
+            let over = format!("[surrogate]\nloss = \"{loss}\"\nalpha = 0.3\nlabel_smoothing = 0.1");
+            objectives.push((format!("free {loss}"), cpo().with(&over.parse().unwrap()).unwrap()));
+        }
+        let p: Vec<f64> = (0..12).map(|i| -0.1 - f64::from(i * 7 % 12) / 5.0).collect();
+        let r: Vec<f64> = (0..12).map(|i| -0.2 - f64::from(i * 5 % 12) / 6.0).collect();
+        let mut mask = Table { rows: 4, cols: 3, values: vec![1.0; 12] };
+        (mask.values[2], mask.values[10], mask.values[11]) = (0.0, 0.0, 0.0);
+        for (name, composition) in objectives {
+            let objective = composition.build().unwrap();
+            let loss = |p: &[f64]| run(&objective, p, &r, &mask, halves(2), 2);
+            let (_, grad) = loss(&p);
+            for i in 0..12 {
+                let moved = |by: f64| {
+                    let mut x = p.clone();
+                    x[i] += by;
+                    loss(&x).0
+                };
+                let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                assert!(
+                    (slope - grad[i]).abs() < 1e-7 * (1.0 + slope.abs()),
+                    "{name}, {i}: {slope} {}",
+                    grad[i]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weighted_pairs_count_by_the_likelihood_of_both_answers() {
+        let x = Tensor::new(&[[-0.5f64, -1.0], [-0.25, -2.0]], &Device::Cpu).unwrap();
+        let aligned = Table { rows: 2, cols: 2, values: vec![0.5f64.ln(); 4] };
+        let batch = Batch::new(aligned.filled(1.0))
+            .with(LOG_PROBS, x.clone())
+            .and_then(|b| b.with(REF_LOG_PROBS, (x * 2.0).unwrap()))
+            .and_then(|b| b.with(PAIR_IDS, halves(1)))
+            .and_then(|b| b.with(ALIGNED_LOG_PROBS, aligned))
+            .unwrap();
+        let loss = |weighted| {
+            let block = Preference { weighted, ..Preference::default() };
+            let signals = Signals::new(batch.mask().filled(0.0));
+            let objective = Objective::new(block, Aggregation::TokenMean);
+            objective.loss(&batch, &signals, &batch.normaliser(), &State::default()).unwrap().pg_loss
+        };
+        assert!((loss(true) - loss(false) / 4.0).abs() < 1e-15);
     }
 
     #[test]

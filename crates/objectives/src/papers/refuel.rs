@@ -51,8 +51,11 @@ pub const PAPER: Paper = Paper {
 
 /// Setting one: eta 1000, returns as they are.
 pub fn recipe() -> Composition {
-    Composition::new(&RelativeRegression { eta: 1000.0, ..RelativeRegression::default() }, Aggregation::TokenMean)
-        .filter(&ComparablePairs::default())
+    Composition::new(
+        &RelativeRegression { eta: 1000.0, ..RelativeRegression::default() },
+        Aggregation::TokenMean,
+    )
+    .filter(&ComparablePairs::default())
 }
 
 /// REBEL's and REFUEL's loss.
@@ -87,6 +90,9 @@ impl RelativeRegression {
         let (now1, now2) = pairs.split(&row_sums(batch, LOG_PROBS)?)?;
         let fixed: Vec<f64> =
             (0..pairs.len()).map(|i| (old1[i] - old2[i]) + self.eta * (r1[i] - r2[i])).collect();
+        if let Some(index) = fixed.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { name: "old_log_probs", index, got: fixed[index] });
+        }
         let z = (now1 - now2)?;
         Ok((&z - tensor_like(&fixed, &z)?)?)
     }
@@ -262,7 +268,12 @@ pub const FAILED_REWARD: f64 = -99_999.0;
 
 /// Whether a pair is trained on: no failed reward, different answers at the branching turn, nothing too long. `lengths`:
 /// tokens of the first dialogue, and of the second up to the branching turn.
-pub fn keeps_pair(rewards: &[f64], answers: (&[u64], &[u64]), lengths: (usize, usize), max_len: usize) -> bool {
+pub fn keeps_pair(
+    rewards: &[f64],
+    answers: (&[u64], &[u64]),
+    lengths: (usize, usize),
+    max_len: usize,
+) -> bool {
     let usable = rewards.iter().all(|&r| r != FAILED_REWARD && r.is_finite());
     usable && answers.0 != answers.1 && lengths.0 <= max_len && lengths.1 <= max_len
 }

@@ -27,7 +27,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Paper;
-use crate::advantage::StreamGae;
+use crate::advantage::{StreamGae, StreamReturns};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
@@ -39,8 +39,11 @@ use crate::surrogate::ClippedValue;
 use crate::table::Table;
 
 /// KL of every decision's distribution from the one that sampled.
-pub const POLICY_KL: Input =
-    Input::new("policy_kl", "[B, T]", "KL(policy || old policy) of every decision's distribution, with gradient");
+pub const POLICY_KL: Input = Input::new(
+    "policy_kl",
+    "[B, T]",
+    "KL(policy || old policy) of every decision's distribution, with gradient",
+);
 
 /// The paper, on-policy.
 pub const PAPER: Paper = Paper {
@@ -70,10 +73,9 @@ pub const OFF_POLICY: Paper = Paper {
 
 /// GAE 0.99 / 0.95, unclipped ratio, annealed KL, clipped value loss.
 pub fn recipe() -> Composition {
-    let gae = StreamGae::default();
     Composition::new(&ImportanceRatio::default(), Aggregation::TokenMean)
-        .reward(&gae)
-        .advantage(&gae)
+        .reward(&StreamReturns::default())
+        .advantage(&StreamGae::default())
         .regularizer(&MirrorKl::default())
         .regularizer(&ClippedValue { coef: 2.0, clip_range: 0.2 })
 }
@@ -174,13 +176,21 @@ impl Block for MirrorKl {
 
     fn validate(&self) -> Result<()> {
         if !(self.step_size > 0.0 && self.step_size.is_finite()) {
-            return Err(Error::Setting { name: "step_size", got: self.step_size, expected: "greater than 0" });
+            return Err(Error::Setting {
+                name: "step_size",
+                got: self.step_size,
+                expected: "greater than 0",
+            });
         }
         if self.iterations == 0 {
             return Err(Error::Setting { name: "iterations", got: 0.0, expected: "1 or more" });
         }
         if !self.tsallis_q.is_finite() {
-            return Err(Error::Setting { name: "tsallis_q", got: self.tsallis_q, expected: "a finite number" });
+            return Err(Error::Setting {
+                name: "tsallis_q",
+                got: self.tsallis_q,
+                expected: "a finite number",
+            });
         }
         Ok(())
     }
@@ -243,7 +253,12 @@ pub fn gaussian_log_prob(mean: &Tensor, log_std: &Tensor, actions: &Tensor) -> R
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn gaussian_kl(mean: &Tensor, log_std: &Tensor, old_mean: &Tensor, old_log_std: &Tensor) -> Result<Tensor> {
+pub fn gaussian_kl(
+    mean: &Tensor,
+    log_std: &Tensor,
+    old_mean: &Tensor,
+    old_log_std: &Tensor,
+) -> Result<Tensor> {
     let (old_mean, old_log_std) = (old_mean.detach(), old_log_std.detach());
     let precision = (&old_log_std * -2.0)?.exp()?;
     let spread = (mean - old_mean)?.sqr()?.broadcast_add(&(log_std * 2.0)?.exp()?)?;
@@ -330,7 +345,8 @@ mod tests {
         let t = 0.7;
         let target = (&old + (&gains * t).unwrap()).unwrap();
         let logits = Var::from_tensor(&target).unwrap();
-        let expected = (log_softmax(logits.as_tensor()).unwrap().exp().unwrap() * gains).unwrap().sum_all().unwrap();
+        let expected =
+            (log_softmax(logits.as_tensor()).unwrap().exp().unwrap() * gains).unwrap().sum_all().unwrap();
         let kl = (categorical_kl(logits.as_tensor(), &old).unwrap().sum_all().unwrap() / t).unwrap();
         let grads = (kl - expected).unwrap().backward().unwrap();
         let grad: Vec<f64> = grads.get(logits.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();

@@ -31,7 +31,8 @@ use crate::surrogate::smaller;
 pub const ACTION_VALUES: Input =
     Input::new("action_values", "[B, T]", "critic's value of the reparameterised action, with gradient");
 /// Means before the squashing.
-pub const POLICY_MEANS: Input = Input::new("policy_means", "[B, D]", "policy's means before tanh, with gradient");
+pub const POLICY_MEANS: Input =
+    Input::new("policy_means", "[B, D]", "policy's means before tanh, with gradient");
 /// Logarithms of standard deviations.
 pub const POLICY_LOG_STDS: Input =
     Input::new("policy_log_stds", "[B, D]", "logarithms of the policy's deviations, with gradient");
@@ -140,7 +141,11 @@ impl Regularizer for SquashPenalty {
         let of = |input: Input, coef: f64| -> Result<Tensor> {
             let x = batch.tensor(input)?;
             if x.rank() != 2 {
-                return Err(Error::Shape { name: input.name, got: x.dims().to_vec(), expected: "[B, D]".into() });
+                return Err(Error::Shape {
+                    name: input.name,
+                    got: x.dims().to_vec(),
+                    expected: "[B, D]".into(),
+                });
             }
             Ok((x.sqr()?.mean(1)? * coef)?)
         };
