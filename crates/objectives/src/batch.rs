@@ -129,7 +129,7 @@ impl Field {
         Ok(match self {
             Self::Tensor(x) => {
                 let ids: Vec<u32> = rows.iter().map(|&i| i as u32).collect();
-                Self::Tensor(x.index_select(&Tensor::from_vec(ids, rows.len(), x.device())?, 0)?)
+                Self::Tensor(x.contiguous()?.index_select(&Tensor::from_vec(ids, rows.len(), x.device())?, 0)?)
             }
             Self::Table(x) => Self::Table(x.select(rows)),
             Self::Rows(x) => Self::Rows(pick(x, rows)),

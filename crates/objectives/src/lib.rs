@@ -21,6 +21,7 @@ pub mod filter;
 pub mod grounding;
 pub mod kl;
 pub mod objective;
+pub mod pairs;
 pub mod papers;
 pub mod registry;
 pub mod regularizer;

@@ -1,14 +1,15 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut, TurnGae};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae, StreamReturns, TurnGae};
 use crate::block::BlockKind;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::filter::{AccuracyFilter, VaryingGroups};
 use crate::objective::Objective;
+use crate::pairs::ComparablePairs;
 use crate::papers::{self, Paper};
 use crate::regularizer::{EntropyBonus, Kl};
-use crate::surrogate::ClippedRatio;
+use crate::surrogate::{ClippedRatio, ClippedValue, Preference, ReferenceFree};
 
 /// Blocks that belong to no single paper.
 const SHARED: &[BlockKind] = &[
@@ -16,11 +17,17 @@ const SHARED: &[BlockKind] = &[
     BlockKind::advantage::<LeaveOneOut>(),
     BlockKind::advantage::<Gae>(),
     BlockKind::advantage::<TurnGae>(),
+    BlockKind::advantage::<StreamGae>(),
+    BlockKind::reward::<StreamReturns>(),
     BlockKind::filter::<AccuracyFilter>(),
     BlockKind::filter::<VaryingGroups>(),
+    BlockKind::filter::<ComparablePairs>(),
     BlockKind::surrogate::<ClippedRatio>(),
+    BlockKind::surrogate::<Preference>(),
+    BlockKind::surrogate::<ReferenceFree>(),
     BlockKind::regularizer::<Kl>(),
     BlockKind::regularizer::<EntropyBonus>(),
+    BlockKind::regularizer::<ClippedValue>(),
 ];
 
 /// Every block: the shared ones and what each paper invents.

@@ -36,13 +36,20 @@ macro_rules! for_each_paper {
             bapo,
             bnpo,
             dcpo,
+            drpo_reset,
             gigpo,
             grace,
             hbpo,
             igpo_info,
+            inpo,
             lspo,
+            mdpo,
             oorl_gepo,
+            oppo,
+            p3o,
             papo,
+            pref_base,
+            refuel,
             riskpo,
             seed_grpo,
             spo_single,
@@ -60,7 +67,17 @@ macro_rules! declare {
         pub mod grpo;
 
         /// Every algorithm, in no order.
-        pub const ALL: &[&Paper] = &[&grpo::PAPER, $(&$id::PAPER),*];
+        pub const ALL: &[&Paper] = &[
+            &grpo::PAPER,
+            &mdpo::OFF_POLICY,
+            &pref_base::CPO,
+            &pref_base::DPO,
+            &pref_base::IPO,
+            &pref_base::ROBUST,
+            &pref_base::SIMPO,
+            &pref_base::SPPO,
+            $(&$id::PAPER),*
+        ];
     };
 }
 for_each_paper!(declare);

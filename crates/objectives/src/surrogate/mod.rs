@@ -2,12 +2,17 @@
 
 mod clipped;
 mod others;
+mod preference;
 mod value;
 
 pub(crate) use clipped::clamp_between;
 pub use clipped::{ClipOutcome, ClippedRatio};
 pub use others::{cispo, geo_mean, gpg, gspo, kl_cov, sapo};
-pub use value::clipped_value_loss;
+pub(crate) use preference::relu;
+pub use preference::{
+    ALIGNED_LOG_PROBS, FDivergence, FreeLoss, PairLogProbs, PairLoss, Preference, ReferenceFree,
+};
+pub use value::{ClippedValue, OLD_VALUES, clipped_value_loss};
 
 use candle_core::Tensor;
 
