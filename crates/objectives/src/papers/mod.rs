@@ -28,7 +28,10 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            bgpo,
+            igpo_inpaint,
+            srpo,
+            tgpo,
         }
     };
 }
