@@ -20,6 +20,9 @@ pub enum KlEstimator {
     /// exp(x) - x - 1, with x cut to +-20 and the result to +-10: a token cut off there has no gradient.
     #[serde(rename = "k3", alias = "low_var_kl")]
     K3,
+    /// exp(x) - x - 1 as it is, no cut (TRL and the diffusion trainers).
+    #[serde(rename = "k3_unclamped")]
+    K3Unclamped,
     /// Value of k1, gradient of k2.
     #[serde(rename = "k1+")]
     K1Plus,
@@ -44,6 +47,7 @@ impl KlEstimator {
                 let x = clamp(&x, -20.0, 20.0)?;
                 clamp(&((x.exp()? - &x)? - 1.0)?, -10.0, 10.0)?
             }
+            KlEstimator::K3Unclamped => ((x.exp()? - &x)? - 1.0)?,
             KlEstimator::K1Plus => straight_through(&x.neg()?, &k2()?)?,
             KlEstimator::K3Plus => {
                 straight_through(&KlEstimator::K3.estimate(log_probs, ref_log_probs)?, &k2()?)?

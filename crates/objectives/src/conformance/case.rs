@@ -44,6 +44,9 @@ pub type Numbers = BTreeMap<String, Vec<f64>>;
 pub(super) enum Failure {
     #[error("{0}")]
     NotImplemented(String),
+    /// Needs what this crate has not, a network: others may compute it, else it is skipped.
+    #[error("{0}")]
+    NotHere(String),
     #[error("{0}")]
     Elsewhere(String),
     #[error("the case has no usable `{0}`")]
@@ -100,6 +103,12 @@ impl Case {
     /// Ids, flags or counts.
     pub fn whole(&self, name: &str) -> Result<Vec<u64>, Failure> {
         Ok(self.numbers(name)?.into_iter().map(|x| x as u64).collect())
+    }
+
+    /// Texts of a list input.
+    pub fn texts(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let value = self.inputs.get(name).cloned().unwrap_or(Value::Null);
+        serde_json::from_value(value).map_err(|e| Failure::Missing(format!("inputs.{name}: {e}")))
     }
 
     /// A [B, T] input.
@@ -175,11 +184,38 @@ impl File {
     pub fn parse(text: &str) -> serde_json::Result<Self> {
         let mut file: Self = serde_json::from_str(text)?;
         let exact: Self = serde_json::from_str(&quote_decimals(text))?;
-        for (case, exact) in file.cases.iter_mut().zip(exact.cases) {
+        for (case, mut exact) in file.cases.iter_mut().zip(exact.cases) {
+            // What is a text in the file itself is no quoted number.
+            for (name, value) in case.outputs.iter().filter(|(_, value)| has_text(value)) {
+                exact.outputs.insert(name.clone(), spelled(value));
+            }
             (case.inputs, case.outputs) = (exact.inputs, exact.outputs);
         }
         Ok(file)
     }
+}
+
+fn has_text(value: &Value) -> bool {
+    match value {
+        Value::String(_) => true,
+        Value::Array(items) => items.iter().any(has_text),
+        _ => false,
+    }
+}
+
+/// The value with every text spelled, see [`spell`].
+fn spelled(value: &Value) -> Value {
+    match value {
+        Value::String(text) => spell(text).into(),
+        Value::Array(items) => items.iter().map(spelled).collect(),
+        other => other.clone(),
+    }
+}
+
+/// A text as numbers, so that texts compare like everything else: its length and its code points.
+pub(super) fn spell(text: &str) -> Vec<f64> {
+    let points = text.chars().map(|c| f64::from(u32::from(c)));
+    std::iter::once(text.chars().count() as f64).chain(points).collect()
 }
 
 /// JSON with every decimal number as a string.

@@ -133,11 +133,13 @@ fn run_file(path: &Path, others: &Replayer) -> Result<Vec<CaseResult>, Conforman
 macro_rules! replays {
     ($($id:ident),* $(,)?) => {
         mod base_grpo;
+        mod model_dllm;
         $(mod $id;)*
 
         fn replay_of(id: &str) -> Option<fn(&Case) -> case::Outcome> {
             match id {
                 "base_grpo" => Some(base_grpo::run),
+                "model_dllm" => Some(model_dllm::run),
                 $(stringify!($id) => Some($id::run),)*
                 _ => None,
             }
@@ -147,19 +149,21 @@ macro_rules! replays {
 for_each_paper!(replays);
 
 fn replay(id: &str, case: &Case, others: &Replayer) -> CaseResult {
-    let compared = match replay_of(id) {
+    let here = match replay_of(id) {
         Some(run) => run(case).and_then(|outputs| case.compare(&outputs)),
-        None => match others(id, &case.function, &case.all_numbers()) {
+        None => Err(Failure::NotHere(format!("`{}` of {id} is not implemented yet", case.function))),
+    };
+    let compared = match here {
+        Err(Failure::NotHere(reason)) => match others(id, &case.function, &case.all_numbers()) {
             Some(outputs) => outputs.map_err(Failure::Elsewhere).and_then(|outputs| case.compare(&outputs)),
-            None => {
-                Err(Failure::NotImplemented(format!("`{}` of {id} is not implemented yet", case.function)))
-            }
+            None => Err(Failure::NotHere(reason)),
         },
+        here => here,
     };
     let verdict = match compared {
         Ok(worst) => Verdict::Passed { worst },
-        // A file that nobody computes yet is no failure; an unknown function of a known file is.
-        Err(Failure::NotImplemented(reason)) if replay_of(id).is_none() => Verdict::Skipped { reason },
+        // What nobody computes yet is no failure; an unknown function of a known file is.
+        Err(Failure::NotHere(reason)) => Verdict::Skipped { reason },
         Err(failure) => Verdict::Failed { reason: failure.to_string() },
     };
     CaseResult { id: id.into(), case: case.name.clone(), verdict }
@@ -203,6 +207,24 @@ mod tests {
         let results = run(&path).unwrap();
         let passed = results.iter().filter(|r| r.passed()).count();
         assert!(passed <= 5, "{passed} cases pass with wrong numbers"); // plain lists of integers stay as they were
+    }
+
+    /// Texts are compared like numbers; a text of digits is no number.
+    #[test]
+    fn a_wrong_text_fails() {
+        let text = std::fs::read_to_string(golden("igpo_inpaint.json")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("texts.json");
+        for (right, wrong) in [("\"42\"", "\"42.0\""), ("\"a{b}c\"", "\"a{b}d\"")] {
+            assert!(text.contains(right));
+            std::fs::write(&path, text.replace(right, wrong)).unwrap();
+            let results = run(&path).unwrap();
+            let failed: Vec<&CaseResult> = results.iter().filter(|r| !r.passed()).collect();
+            assert!(
+                failed.len() == 1 && failed[0].failed() && failed[0].case == "rewards_text",
+                "{failed:?}"
+            );
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ macro_rules! for_each_paper {
             arpo_agentic,
             arpo_gui,
             bapo,
+            bgpo,
             bnpo,
             dcpo,
             drpo_reset,
@@ -41,6 +42,7 @@ macro_rules! for_each_paper {
             grace,
             hbpo,
             igpo_info,
+            igpo_inpaint,
             inpo,
             lspo,
             mdpo,
@@ -55,6 +57,7 @@ macro_rules! for_each_paper {
             spo_single,
             srpo,
             tapo,
+            tgpo,
             tspo,
         }
     };
