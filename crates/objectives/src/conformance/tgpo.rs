@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, spell, values};
+use serde_json::json;
+
+use super::case::{Case, Failure, Outcome, Outputs, gradient, spelled, values};
 use super::model_dllm::sizes;
 use crate::papers::tgpo::dynamics::{Speed, linear, unicycle};
 use crate::papers::tgpo::ground::best_allocation;
@@ -73,16 +75,10 @@ fn grounding(case: &Case) -> Outcome {
     let (trace, left) = (trace(case)?, left(case)?);
     let best = best_allocation(&formula, &trace, left)?;
     let rho = formula.robustness(&trace, left)?;
-    let mut reach = Vec::new();
-    for goal in &best.grounding.subgoals {
-        reach.extend(spell(&goal.formula.text()));
-        reach.push(goal.time as f64);
-    }
-    let mut invariance = Vec::new();
-    for inv in &best.grounding.invariances {
-        invariance.extend(spell(&inv.formula.text()));
-        invariance.extend([inv.start as f64, inv.end as f64]);
-    }
+    let subgoals = best.grounding.subgoals.iter().map(|goal| json!([goal.formula.text(), goal.time]));
+    let reach = spelled(&subgoals.collect());
+    let kept = best.grounding.invariances.iter();
+    let invariance = spelled(&kept.map(|inv| json!([inv.formula.text(), inv.start, inv.end])).collect());
     Ok(Outputs::from([
         ("allocations", vec![best.allocations as f64]),
         ("best_value", vec![finite(best.value)]),
