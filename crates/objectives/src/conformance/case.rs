@@ -201,7 +201,7 @@ fn quote_decimals(text: &str) -> String {
 
 /// Numbers of a scalar, a (nested) list or a `{ shape, data }` tensor; flags count as 0 and 1, null as NaN, strings as
 /// the number in them (see [`File::parse`]).
-fn flat(value: &Value) -> Option<Vec<f64>> {
+pub(super) fn flat(value: &Value) -> Option<Vec<f64>> {
     match value {
         Value::Number(x) => Some(vec![x.as_f64()?]),
         Value::Bool(b) => Some(vec![f64::from(u8::from(*b))]),

@@ -28,7 +28,14 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            aepo_arbitrary,
+            copo,
+            drpo,
+            epo_entropy,
+            epo_explicit,
+            gtpo,
+            hapo,
+            srpo,
         }
     };
 }
