@@ -24,6 +24,17 @@ pub trait Block: Send + Sync {
         Vec::new()
     }
 
+    /// Inputs of which one is enough, beside [`Block::needs`].
+    fn needs_one_of(&self) -> &'static [Input] {
+        &[]
+    }
+
+    /// Why what it computes in an update depends on the other sequences of that update, if it does: then the losses of
+    /// micro-batches do not add up to the loss of the batch.
+    fn batch_wide(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What it adds to the batch, for the blocks after it (reward blocks).
     fn gives(&self) -> Vec<Input> {
         Vec::new()
@@ -133,6 +144,11 @@ pub trait Surrogate: Block {
 
     /// Whether it reads advantages at all; preference losses do not.
     fn uses_advantages(&self) -> bool {
+        true
+    }
+
+    /// Whether a `bounds` block can set its clip bounds.
+    fn uses_bounds(&self) -> bool {
         true
     }
 }

@@ -116,7 +116,8 @@ impl Composition {
     /// # Errors
     /// [`Error::UnknownBlock`], [`Error::Block`], [`Error::Setting`].
     pub fn build(&self) -> Result<Objective> {
-        let wrong = |role: Role| Error::Composition(format!("`{}` holds a block of another role", role.key()));
+        let wrong =
+            |role: Role| Error::Composition(format!("`{}` holds a block of another role", role.key()));
         macro_rules! all {
             ($tables:expr, $role:ident) => {
                 $tables

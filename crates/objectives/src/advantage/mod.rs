@@ -2,10 +2,17 @@
 
 mod gae;
 mod group;
+mod outcome;
 mod reinforce;
 mod whiten;
 
 pub use gae::{Gae, gae};
-pub use group::{GroupBaseline, GroupNorm, LeaveOneOut, Spread, gpg, group_norm, leave_one_out, members, opo, pass_at_k};
-pub use reinforce::{reinforce_plus_plus, remax};
+pub use group::{
+    GroupBaseline, GroupNorm, LeaveOneOut, Spread, gpg, group_norm, leave_one_out, members, opo, pass_at_k,
+};
+pub use outcome::{Gpg, Opo, PassAtK};
+pub use reinforce::{
+    GREEDY_REWARDS, ReinforcePlusPlus, ReinforcePlusPlusBaseline, Remax, reinforce_plus_plus,
+    reinforce_plus_plus_baseline, remax,
+};
 pub use whiten::{Whiten, masked_mean, masked_whiten};

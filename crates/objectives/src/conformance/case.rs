@@ -120,8 +120,7 @@ impl Case {
         let log_probs = self.var("log_probs")?;
         let mask = self.table("response_mask")?;
         let has = |name: &str| self.inputs.contains_key(name);
-        let advantages =
-            if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
+        let advantages = if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
         let mut batch = Batch::new(mask).with(LOG_PROBS, log_probs.as_tensor().clone())?;
         for input in [OLD_LOG_PROBS, REF_LOG_PROBS].into_iter().filter(|input| has(input.name)) {
             batch.set(input, self.tensor(input.name)?)?;
