@@ -193,6 +193,20 @@ pub enum AnyBlock {
     Regularizer(Box<dyn Regularizer>),
 }
 
+impl AnyBlock {
+    /// What it has in common with all others.
+    pub fn block(&self) -> &dyn Block {
+        match self {
+            Self::Reward(b) => &**b,
+            Self::Filter(b) => &**b,
+            Self::Advantage(b) => &**b,
+            Self::Weight(b) | Self::Bounds(b) => &**b,
+            Self::Surrogate(b) => &**b,
+            Self::Regularizer(b) => &**b,
+        }
+    }
+}
+
 /// What a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {

@@ -111,6 +111,13 @@ impl Composition {
         self
     }
 
+    /// The settings of every block, in the order of [`Objective::blocks`].
+    pub fn tables(&self) -> Vec<&BlockTable> {
+        let lists = [&self.reward, &self.filter].into_iter().flatten();
+        let middle = lists.chain(&self.advantage).chain(&self.weight).chain(&self.bounds);
+        middle.chain(std::iter::once(&self.surrogate)).chain(&self.regularizer).collect()
+    }
+
     /// Puts the blocks together.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ pub mod error;
 pub mod filter;
 pub mod kl;
 pub mod objective;
+pub mod page;
 pub mod papers;
 pub mod registry;
 pub mod regularizer;

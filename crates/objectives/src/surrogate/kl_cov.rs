@@ -76,7 +76,10 @@ impl Block for KlCov {
     }
 
     fn describe(&self) -> String {
-        format!("unclipped ratio, {} KL on the {} tokens of largest covariance", self.kl_coef, self.share)
+        let Self { share, kl_coef } = self;
+        format!(
+            "unclipped ratio, {kl_coef} |log-ratio| on the share {share} of tokens with the largest covariance"
+        )
     }
 }
 
