@@ -51,7 +51,8 @@ pub const OLD_LOG_PROBS: Input =
 pub const REF_LOG_PROBS: Input =
     Input::new("ref_log_probs", "[B, T]", "log-probability under a frozen reference policy");
 /// Entropy of every token's distribution, with gradient.
-pub const ENTROPY: Input = Input::new("entropy", "[B, T]", "entropy of the token distributions, with gradient");
+pub const ENTROPY: Input =
+    Input::new("entropy", "[B, T]", "entropy of the token distributions, with gradient");
 /// Entropy of every token's distribution under the policy that sampled.
 pub const OLD_ENTROPY: Input =
     Input::new("old_entropy", "[B, T]", "entropy of the token distributions when they were sampled");
@@ -59,28 +60,40 @@ pub const OLD_ENTROPY: Input =
 pub const REWARDS: Input = Input::new("rewards", "[B]", "outcome reward of every sequence");
 /// Rewards placed on tokens.
 pub const TOKEN_REWARDS: Input = Input::new("token_rewards", "[B, T]", "rewards placed on tokens");
+/// What an outcome can be made of: [`Batch::outcomes`].
+pub const OUTCOMES: &[Input] = &[REWARDS, TOKEN_REWARDS];
 /// Which sequences answer the same prompt.
 pub const GROUP_IDS: Input = Input::new("group_ids", "[B]", "which sequences answer the same prompt");
 /// A prompt's identity that does not change between iterations.
-pub const PROMPT_IDS: Input = Input::new("prompt_ids", "[B]", "stable identity of the prompt over iterations");
+pub const PROMPT_IDS: Input =
+    Input::new("prompt_ids", "[B]", "stable identity of the prompt over iterations");
 /// Which task, whatever the initial state.
-pub const TASK_IDS: Input = Input::new("task_ids", "[B]", "task of every sequence, whatever its initial state");
+pub const TASK_IDS: Input =
+    Input::new("task_ids", "[B]", "task of every sequence, whatever its initial state");
 /// Whether the sequence reached its goal, 0 or 1.
 pub const SUCCESS: Input = Input::new("success", "[B]", "whether the sequence reached its goal, 0 or 1");
 /// Control steps executed.
 pub const FINISH_STEPS: Input = Input::new("finish_steps", "[B]", "control steps that were executed");
 /// 1 where the sequence was cut off.
-pub const TRUNCATED: Input = Input::new("truncated", "[B]", "1 where a sequence hit its limit without an end");
+pub const TRUNCATED: Input =
+    Input::new("truncated", "[B]", "1 where a sequence hit its limit without an end");
 /// A critic's values.
 pub const VALUES: Input = Input::new("values", "[B, T]", "a critic's value of every position");
 /// Turn of every token, -1 outside of turns.
 pub const TURN_IDS: Input = Input::new("turn_ids", "[B, T]", "turn of every token, -1 where there is none");
 /// What a frozen encoder makes of a sequence.
-pub const EMBEDDINGS: Input = Input::new("embeddings", "[B, E]", "vector of every sequence from a frozen encoder");
+pub const EMBEDDINGS: Input =
+    Input::new("embeddings", "[B, E]", "vector of every sequence from a frozen encoder");
 /// How close to its goal a sequence came, as a reward block sees it.
 pub const PROGRESS: Input = Input::new("progress", "[B]", "how close to its goal every sequence came, 0 to 1");
+/// The critic's values now, with gradient; [`VALUES`] are those of the rollout.
+pub const VALUE_PREDICTIONS: Input =
+    Input::new("value_predictions", "[B, T]", "a critic's value of every position now, with gradient");
+/// What the critic should have said.
+pub const RETURNS: Input = Input::new("returns", "[B, T]", "returns that the critic learns");
 /// Pair of every sequence; the preferred one stands first.
-pub const PAIR_IDS: Input = Input::new("pair_ids", "[B]", "which two sequences are compared, preferred one first");
+pub const PAIR_IDS: Input =
+    Input::new("pair_ids", "[B]", "which two sequences are compared, preferred one first");
 
 /// Values of an input.
 #[derive(Clone, Debug)]

@@ -24,6 +24,17 @@ pub trait Block: Send + Sync {
         Vec::new()
     }
 
+    /// Inputs of which one is enough, beside [`Block::needs`].
+    fn needs_one_of(&self) -> &'static [Input] {
+        &[]
+    }
+
+    /// Why what it computes in an update depends on the other sequences of that update, if it does: then the losses of
+    /// micro-batches do not add up to the loss of the batch.
+    fn batch_wide(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What it adds to the batch, for the blocks after it (reward blocks).
     fn gives(&self) -> Vec<Input> {
         Vec::new()
@@ -135,6 +146,11 @@ pub trait Surrogate: Block {
     fn uses_advantages(&self) -> bool {
         true
     }
+
+    /// Whether a `bounds` block can set its clip bounds.
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 /// A term that is added to the loss, sign and coefficient included.
@@ -175,6 +191,20 @@ pub enum AnyBlock {
     Surrogate(Box<dyn Surrogate>),
     /// See [`Regularizer`].
     Regularizer(Box<dyn Regularizer>),
+}
+
+impl AnyBlock {
+    /// What it has in common with all others.
+    pub fn block(&self) -> &dyn Block {
+        match self {
+            Self::Reward(b) => &**b,
+            Self::Filter(b) => &**b,
+            Self::Advantage(b) => &**b,
+            Self::Weight(b) | Self::Bounds(b) => &**b,
+            Self::Surrogate(b) => &**b,
+            Self::Regularizer(b) => &**b,
+        }
+    }
 }
 
 /// What a block does.

@@ -111,12 +111,20 @@ impl Composition {
         self
     }
 
+    /// The settings of every block, in the order of [`Objective::blocks`].
+    pub fn tables(&self) -> Vec<&BlockTable> {
+        let lists = [&self.reward, &self.filter].into_iter().flatten();
+        let middle = lists.chain(&self.advantage).chain(&self.weight).chain(&self.bounds);
+        middle.chain(std::iter::once(&self.surrogate)).chain(&self.regularizer).collect()
+    }
+
     /// Puts the blocks together.
     ///
     /// # Errors
     /// [`Error::UnknownBlock`], [`Error::Block`], [`Error::Setting`].
     pub fn build(&self) -> Result<Objective> {
-        let wrong = |role: Role| Error::Composition(format!("`{}` holds a block of another role", role.key()));
+        let wrong =
+            |role: Role| Error::Composition(format!("`{}` holds a block of another role", role.key()));
         macro_rules! all {
             ($tables:expr, $role:ident) => {
                 $tables

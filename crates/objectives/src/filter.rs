@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::advantage::members;
-use crate::batch::{Batch, GROUP_IDS, Input, SUCCESS, TRUNCATED};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES, SUCCESS, TRUNCATED};
 use crate::block::{Block, Filter, Kind};
 use crate::error::{Error, Result};
 use crate::state::State;
@@ -109,6 +109,10 @@ impl Block for VaryingGroups {
         vec![GROUP_IDS]
     }
 
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn describe(&self) -> String {
         "groups whose rewards differ".into()
     }
@@ -122,6 +126,34 @@ impl Filter for VaryingGroups {
     fn keep(&self, batch: &Batch, _state: &mut State) -> Result<Vec<bool>> {
         let groups = batch.ids(GROUP_IDS)?;
         let kept = varying_groups(&batch.outcomes()?, groups)?;
+        Ok(groups.iter().map(|id| kept.contains(id)).collect())
+    }
+}
+
+/// Drops groups in which all succeed or all fail: DAPO's dynamic sampling as its authors run it, on the accuracy, which
+/// penalties for length do not touch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VaryingSuccess {}
+
+impl Block for VaryingSuccess {
+    fn needs(&self) -> Vec<Input> {
+        vec![SUCCESS, GROUP_IDS]
+    }
+
+    fn describe(&self) -> String {
+        "groups with successes and failures".into()
+    }
+}
+
+impl Kind for VaryingSuccess {
+    const KIND: &'static str = "varying_success";
+}
+
+impl Filter for VaryingSuccess {
+    fn keep(&self, batch: &Batch, _state: &mut State) -> Result<Vec<bool>> {
+        let groups = batch.ids(GROUP_IDS)?;
+        let kept = varying_groups(&batch.numbers(SUCCESS)?, groups)?;
         Ok(groups.iter().map(|id| kept.contains(id)).collect())
     }
 }

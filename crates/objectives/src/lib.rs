@@ -22,6 +22,7 @@ pub mod filter;
 pub mod grounding;
 pub mod kl;
 pub mod objective;
+pub mod page;
 pub mod pairs;
 pub mod papers;
 pub mod registry;

@@ -6,7 +6,9 @@ use candle_core::Tensor;
 
 use crate::aggregation::{Aggregation, Normaliser};
 use crate::batch::{Batch, ENTROPY, Input, Signals, keep_where};
-use crate::block::{Advantage, Block, Filter, Regularizer, Reward, Surrogate, SurrogateLoss, Terms, TokenRule};
+use crate::block::{
+    Advantage, Block, Filter, Regularizer, Reward, Surrogate, SurrogateLoss, Terms, TokenRule,
+};
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::table::Table;
@@ -103,18 +105,35 @@ impl Objective {
         for (role, block) in self.blocks() {
             if let Some(input) = block.needs().into_iter().find(|input| !known.contains(input)) {
                 let block = block.describe();
-                return Err(Error::Composition(format!("the {role} \"{block}\" needs {input}, which is not there")));
+                return Err(Error::Composition(format!(
+                    "the {role} \"{block}\" needs {input}, which is not there"
+                )));
+            }
+            let either = block.needs_one_of();
+            if !either.is_empty() && !either.iter().any(|input| known.contains(input)) {
+                let (block, names) =
+                    (block.describe(), either.iter().map(Input::to_string).collect::<Vec<_>>());
+                let reason =
+                    format!("the {role} \"{block}\" needs {}, and none is there", names.join(" or "));
+                return Err(Error::Composition(reason));
             }
             known.extend(block.gives());
         }
         if self.surrogate.uses_advantages() && self.advantage.is_none() {
             let surrogate = self.surrogate.describe();
-            return Err(Error::Composition(format!("the surrogate \"{surrogate}\" needs an `advantage` block")));
+            return Err(Error::Composition(format!(
+                "the surrogate \"{surrogate}\" needs an `advantage` block"
+            )));
+        }
+        if let Some(bounds) = self.bounds.as_ref().filter(|_| !self.surrogate.uses_bounds()) {
+            let (bounds, surrogate) = (bounds.describe(), self.surrogate.describe());
+            let reason = format!("the surrogate \"{surrogate}\" has no clip bounds for \"{bounds}\" to set");
+            return Err(Error::Composition(reason));
         }
         Ok(())
     }
 
-    /// What all blocks read and no block makes.
+    /// What all blocks read and no block makes; where one of several inputs is enough, the first of them.
     pub fn needs(&self) -> Vec<Input> {
         let (mut needs, mut made): (Vec<Input>, Vec<Input>) = (Vec::new(), Vec::new());
         for (_, block) in self.blocks() {
@@ -123,9 +142,21 @@ impl Objective {
                     needs.push(input);
                 }
             }
+            let either = block.needs_one_of();
+            if !either.iter().any(|input| made.contains(input) || needs.contains(input)) {
+                needs.extend(either.first());
+            }
             made.extend(block.gives());
         }
         needs
+    }
+
+    /// Why the losses of micro-batches do not add up to the loss of the batch, if they do not.
+    pub fn batch_wide(&self) -> Option<String> {
+        let reason = |(role, block): (&str, &dyn Block)| {
+            Some(format!("the {role} \"{}\": {}", block.describe(), block.batch_wide()?))
+        };
+        self.blocks().into_iter().find_map(reason)
     }
 
     /// Rewards, filters, advantages and token rules, once for all updates of a batch. `state` is what the blocks

@@ -1,5 +1,7 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
+use std::collections::BTreeMap;
+
 use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae, StreamReturns, TurnGae};
 use crate::block::BlockKind;
 use crate::composition::Composition;
@@ -9,7 +11,7 @@ use crate::objective::Objective;
 use crate::pairs::ComparablePairs;
 use crate::papers::{self, Paper};
 use crate::regularizer::{EntropyBonus, Kl};
-use crate::surrogate::{ClippedRatio, ClippedValue, Preference, ReferenceFree};
+use crate::surrogate::{ClippedRatio, Preference, ReferenceFree};
 
 /// Blocks that belong to no single paper.
 const SHARED: &[BlockKind] = &[
@@ -27,19 +29,32 @@ const SHARED: &[BlockKind] = &[
     BlockKind::surrogate::<ReferenceFree>(),
     BlockKind::regularizer::<Kl>(),
     BlockKind::regularizer::<EntropyBonus>(),
-    BlockKind::regularizer::<ClippedValue>(),
 ];
 
 /// Every block: the shared ones and what each paper invents.
 pub fn block_kinds() -> impl Iterator<Item = &'static BlockKind> {
-    SHARED.iter().chain(papers::ALL.iter().flat_map(|paper| paper.blocks))
+    SHARED.iter().chain(papers::base::BLOCKS).chain(papers::all().flat_map(|paper| paper.blocks))
 }
 
 /// All papers and base algorithms, sorted by id.
 pub fn algorithms() -> Vec<&'static Paper> {
-    let mut all = papers::ALL.to_vec();
+    let mut all: Vec<_> = papers::all().collect();
     all.sort_by_key(|paper| paper.id);
     all
+}
+
+/// Every file of reference vectors: how many cases it has, and which algorithms it checks. A file that several share is
+/// counted once.
+pub fn vectors() -> BTreeMap<&'static str, (usize, Vec<&'static str>)> {
+    let mut files: BTreeMap<&'static str, (usize, Vec<&'static str>)> = BTreeMap::new();
+    for paper in algorithms() {
+        if let Some((file, cases)) = paper.vectors {
+            let entry = files.entry(file).or_insert((cases, Vec::new()));
+            entry.0 = entry.0.max(cases);
+            entry.1.push(paper.id);
+        }
+    }
+    files
 }
 
 /// An algorithm with its settings.
@@ -58,7 +73,7 @@ impl Algorithm {
     /// # Errors
     /// [`Error::UnknownAlgorithm`]; what the composition and its blocks refuse.
     pub fn from_table(id: &str, settings: &toml::Table) -> Result<Self> {
-        let Some(paper) = papers::ALL.iter().find(|paper| paper.id == id) else {
+        let Some(paper) = papers::all().find(|paper| paper.id == id) else {
             let known = algorithms().iter().map(|paper| paper.id.to_string()).collect();
             return Err(Error::UnknownAlgorithm { name: id.into(), known });
         };
@@ -93,7 +108,8 @@ mod tests {
 
     #[test]
     fn settings_override_defaults_and_unknown_keys_are_refused() {
-        let over = "[surrogate]\nclip_low = 0.1\n[filter.accuracy]\nlower = 0.0\n[regularizer.kl]\ncoef = 0.5";
+        let over =
+            "[surrogate]\nclip_low = 0.1\n[filter.accuracy]\nlower = 0.0\n[regularizer.kl]\ncoef = 0.5";
         let srpo = Algorithm::from_table("srpo", &table(over)).unwrap().composition;
         assert_eq!(srpo.surrogate["clip_low"].as_float(), Some(0.1));
         assert_eq!(srpo.surrogate["clip_high"].as_float(), Some(0.28));

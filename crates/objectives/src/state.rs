@@ -30,8 +30,7 @@ impl State {
     /// # Errors
     /// [`Error::State`].
     pub fn set<T: Serialize>(&mut self, block: &'static str, value: &T) -> Result<()> {
-        let value =
-            serde_json::to_value(value).map_err(|e| Error::State { block, reason: e.to_string() })?;
+        let value = serde_json::to_value(value).map_err(|e| Error::State { block, reason: e.to_string() })?;
         self.0.insert(block.into(), value);
         Ok(())
     }

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{Device, Tensor, Var};
+use efference_objectives::batch::{LOG_PROBS, OLD_LOG_PROBS};
+use efference_objectives::regularizer::{EntropyBonus, Kl};
 use efference_objectives::surrogate::ClippedRatio;
-use efference_objectives::{Aggregation, Normaliser, Objective, PolicyBatch, Table};
+use efference_objectives::{Aggregation, Batch, Normaliser, Objective, Signals, State, Table};
 use proptest::prelude::*;
 
 const MODES: [Aggregation; 4] = [
@@ -14,14 +16,14 @@ const MODES: [Aggregation; 4] = [
 ];
 
 #[derive(Clone, Debug)]
-struct Batch {
+struct Numbers {
     log_probs: Table,
     old: Table,
     advantages: Table,
     mask: Table,
 }
 
-fn batches() -> impl Strategy<Value = Batch> {
+fn batches() -> impl Strategy<Value = Numbers> {
     (1usize..5, 1usize..8).prop_flat_map(|(rows, cols)| {
         let table = move |range: std::ops::Range<f64>| {
             proptest::collection::vec(range, rows * cols).prop_map(move |values| Table { rows, cols, values })
@@ -29,7 +31,7 @@ fn batches() -> impl Strategy<Value = Batch> {
         let mask = proptest::collection::vec(prop_oneof![Just(0.0), Just(1.0), Just(1.0)], rows * cols)
             .prop_map(move |values| Table { rows, cols, values });
         (table(-4.0..-0.1), table(-4.0..-0.1), table(-2.0..2.0), mask)
-            .prop_map(|(log_probs, old, advantages, mask)| Batch { log_probs, old, advantages, mask })
+            .prop_map(|(log_probs, old, advantages, mask)| Numbers { log_probs, old, advantages, mask })
     })
 }
 
@@ -37,20 +39,17 @@ fn objective(aggregation: Aggregation) -> Objective {
     Objective::new(ClippedRatio { clip_low: 0.2, clip_high: 0.28, dual_clip: Some(3.0) }, aggregation)
 }
 
+fn tensor(table: &Table) -> Tensor {
+    table.to_tensor(&Tensor::new(0f64, &Device::Cpu).unwrap()).unwrap()
+}
+
 /// Loss and gradient.
-fn run(b: &Batch, aggregation: Aggregation, whole: &Normaliser) -> (f64, Vec<f64>) {
-    let like = Tensor::new(0f64, &Device::Cpu).unwrap();
-    let log_probs = Var::from_tensor(&b.log_probs.to_tensor(&like).unwrap()).unwrap();
-    let old = b.old.to_tensor(&like).unwrap();
-    let batch = PolicyBatch {
-        log_probs: log_probs.as_tensor(),
-        old_log_probs: &old,
-        ref_log_probs: None,
-        entropy: None,
-        advantages: &b.advantages,
-        response_mask: &b.mask,
-    };
-    let loss = objective(aggregation).loss(&batch, whole).unwrap().loss;
+fn run(b: &Numbers, aggregation: Aggregation, whole: &Normaliser) -> (f64, Vec<f64>) {
+    let log_probs = Var::from_tensor(&tensor(&b.log_probs)).unwrap();
+    let batch = Batch::new(b.mask.clone()).with(LOG_PROBS, log_probs.as_tensor().clone()).unwrap();
+    let batch = batch.with(OLD_LOG_PROBS, tensor(&b.old)).unwrap();
+    let signals = Signals::new(b.advantages.clone());
+    let loss = objective(aggregation).loss(&batch, &signals, whole, &State::default()).unwrap().loss;
     let grads = loss.backward().unwrap();
     let grad = grads.get(log_probs.as_tensor()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     (loss.to_scalar().unwrap(), grad)
@@ -65,7 +64,7 @@ proptest! {
     #[test]
     fn zero_advantage_gives_zero_gradient(b in batches()) {
         let zero = Table { values: vec![0.0; b.mask.values.len()], ..b.mask };
-        let b = Batch { advantages: zero, ..b };
+        let b = Numbers { advantages: zero, ..b };
         for mode in MODES {
             let (loss, grad) = run(&b, mode, &Normaliser::of(&b.mask));
             prop_assert_eq!(loss.abs(), 0.0);
@@ -87,7 +86,8 @@ proptest! {
             let ((clean, _), (loss, grad)) = (run(&b, mode, &whole), run(&spoiled, mode, &whole));
             prop_assert_eq!(clean, loss);
             for (i, &m) in b.mask.values.iter().enumerate() {
-                prop_assert!(m == 0.0 || grad[i].is_finite());
+                let right = if m == 0.0 { grad[i] == 0.0 } else { grad[i].is_finite() };
+                prop_assert!(right, "gradient {} of a token with mask {}", grad[i], m);
             }
         }
     }
@@ -101,7 +101,7 @@ proptest! {
             let (mut sum, mut parts) = (0.0, Vec::new());
             for (from, to) in [(0, cut), (cut, b.mask.rows)] {
                 if from < to {
-                    let part = Batch {
+                    let part = Numbers {
                         log_probs: rows(&b.log_probs, from, to),
                         old: rows(&b.old, from, to),
                         advantages: rows(&b.advantages, from, to),
@@ -142,56 +142,50 @@ proptest! {
 
     #[test]
     fn on_policy_the_ratio_is_one_and_nothing_is_clipped(b in batches()) {
-        let like = Tensor::new(0f64, &Device::Cpu).unwrap();
-        let p = b.log_probs.to_tensor(&like).unwrap();
-        let batch = PolicyBatch {
-            log_probs: &p, old_log_probs: &p, ref_log_probs: None, entropy: None,
-            advantages: &b.advantages, response_mask: &b.mask,
-        };
-        let parts = objective(Aggregation::TokenMean).loss(&batch, &Normaliser::of(&b.mask)).unwrap();
-        prop_assert_eq!((parts.max_ratio_gap, parts.clip_frac, parts.clip_frac_lower, parts.approx_kl.abs()), (0.0, 0.0, 0.0, 0.0));
+        let p = tensor(&b.log_probs);
+        let batch = Batch::new(b.mask.clone()).with(LOG_PROBS, p.clone()).unwrap().with(OLD_LOG_PROBS, p).unwrap();
+        let (signals, whole) = (Signals::new(b.advantages.clone()), Normaliser::of(&b.mask));
+        let parts = objective(Aggregation::TokenMean).loss(&batch, &signals, &whole, &State::default()).unwrap();
+        for name in ["clip_frac", "clip_frac_lower", "approx_kl"] {
+            prop_assert_eq!(parts.stats[name].abs(), 0.0, "{}", name);
+        }
+        prop_assert_eq!(parts.max_ratio_gap, 0.0);
     }
 }
 
 #[test]
 fn missing_inputs_and_wrong_shapes_are_named() {
-    let like = Tensor::new(0f64, &Device::Cpu).unwrap();
     let table = |rows, cols| Table { rows, cols, values: vec![1.0; rows * cols] };
-    let (p, mask) = (table(2, 3).to_tensor(&like).unwrap(), table(2, 3));
+    let (p, mask) = (tensor(&table(2, 3)), table(2, 3));
     let wrong = table(2, 4);
     let whole = Normaliser::of(&mask);
+    let batch = Batch::new(mask.clone()).with(LOG_PROBS, p.clone()).unwrap().with(OLD_LOG_PROBS, p).unwrap();
     let mut o = objective(Aggregation::TokenMean);
     let message = |o: &Objective, advantages: &Table| {
-        let batch = PolicyBatch {
-            log_probs: &p,
-            old_log_probs: &p,
-            ref_log_probs: None,
-            entropy: None,
-            advantages,
-            response_mask: &mask,
-        };
-        o.loss(&batch, &whole).err().unwrap().to_string()
+        let signals = Signals::new(advantages.clone());
+        o.loss(&batch, &signals, &whole, &State::default()).err().unwrap().to_string()
     };
     assert!(message(&o, &wrong).contains("`advantages` is [2, 4]"));
-    o.entropy_coef = 0.1;
+    o.regularizers = vec![Box::new(EntropyBonus { coef: 0.1 })];
     assert!(message(&o, &mask).contains("`entropy`"));
-    o.kl = Some((efference_objectives::kl::KlEstimator::K3, 0.1));
+    o.regularizers = vec![Box::new(Kl { coef: 0.1, ..Kl::default() }), Box::new(EntropyBonus { coef: 0.1 })];
     assert!(message(&o, &mask).contains("`ref_log_probs`"));
     let bad = Objective::new(
         ClippedRatio { clip_low: -0.1, clip_high: 0.2, dual_clip: None },
         Aggregation::TokenMean,
     );
     assert!(message(&bad, &mask).contains("clip_low"));
+    let narrow = Batch::new(mask.clone()).with(LOG_PROBS, tensor(&wrong)).err().unwrap().to_string();
+    assert!(narrow.contains("`log_probs` is [2, 4]"), "{narrow}");
 }
 
 #[test]
 fn shipped_presets_equal_the_defaults() {
     use efference_objectives::{Algorithm, algorithms};
-    for card in algorithms() {
-        let path = format!("{}/../../configs/algorithms/{}.toml", env!("CARGO_MANIFEST_DIR"), card.id);
+    for paper in algorithms() {
+        let path = format!("{}/../../configs/algorithms/{}.toml", env!("CARGO_MANIFEST_DIR"), paper.id);
         let preset: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
-        let (preset, defaults) =
-            (Algorithm::from_table(card.id, &preset), Algorithm::from_table(card.id, &toml::Table::new()));
-        assert_eq!(preset.unwrap(), defaults.unwrap(), "{}", card.id);
+        let made = |table: &toml::Table| Algorithm::from_table(paper.id, table).unwrap().composition;
+        assert_eq!(made(&preset), made(&toml::Table::new()), "{}", paper.id);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, GROUP_IDS, Input};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES};
 use crate::block::{Advantage, Block, Kind};
 use crate::error::{Error, Result};
 use crate::state::State;
@@ -185,6 +185,10 @@ impl Block for GroupNorm {
         vec![GROUP_IDS]
     }
 
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn validate(&self) -> Result<()> {
         if self.epsilon >= 0.0 && self.epsilon.is_finite() {
             return Ok(());
@@ -228,6 +232,10 @@ impl Default for LeaveOneOut {
 impl Block for LeaveOneOut {
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS]
+    }
+
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
     }
 
     fn describe(&self) -> String {

@@ -4,14 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, Input, TOKEN_REWARDS, VALUES};
+use crate::batch::{Batch, Input, RETURNS, TOKEN_REWARDS, VALUES};
 use crate::block::{Advantage, Block, Kind, Reward};
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::table::Table;
 
-/// What a critic is trained towards.
-pub const RETURNS: Input = Input::new("returns", "[B, T]", "regression target of the critic");
 /// Where episodes begin in a stream of steps.
 pub const EPISODE_STARTS: Input = Input::new("episode_starts", "[B, T]", "1 where a step begins an episode");
 /// A critic's value of the state after the last step.

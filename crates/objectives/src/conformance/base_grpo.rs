@@ -1,25 +1,31 @@
 //! Cases of `base_grpo.json`: verl's and TRL's advantages, losses, regularisers.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use efference_ops::{TokenScores, token_scores};
 use serde_json::Value;
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{
-    Gae, GroupBaseline, GroupNorm, Spread, Whiten, gae, gpg, group_norm, leave_one_out, masked_whiten, opo,
-    pass_at_k, reinforce_plus_plus, remax,
+    Gae, Gpg, GroupBaseline, GroupNorm, LeaveOneOut, Opo, PassAtK, ReinforcePlusPlusBaseline, Spread, Whiten,
+    gae, masked_whiten, reinforce_plus_plus, remax,
 };
 use crate::aggregation::{Aggregation, Normaliser};
+use crate::batch::{
+    Batch, ENTROPY, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals,
+    TOKEN_REWARDS,
+};
+use crate::block::Advantage;
 use crate::filter::varying_groups;
 use crate::kl::{AdaptiveKl, KlEstimator};
-use crate::batch::{Batch, ENTROPY, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, Signals};
 use crate::objective::Objective;
 use crate::regularizer::{EntropyBonus, Kl};
-use crate::state::State;
 use crate::shaping::{dapo_overlong, kl_in_reward, soft_overlong};
-use crate::surrogate::{self, ClippedRatio, clipped_value_loss};
+use crate::state::State;
+use crate::surrogate::{
+    Cispo, ClippedRatio, GeoMean, Gspo, KlCov, PolicyGradient, Sapo, clipped_value_loss,
+};
 use crate::table::Table;
-use crate::trl::{self, LossType, MultiReward, ScaleRewards, TrlBatch, TrlLoss};
+use crate::trl::{LossType, MultiReward, REWARD_TERMS, TrlConfig, TrlNorm};
 
 pub(super) fn run(case: &Case) -> Outcome {
     let has = |name: &str| case.params.contains_key(name);
@@ -59,54 +65,44 @@ fn advantages(case: &Case) -> Outcome {
         "remax" => return Ok(with_returns(remax(&rewards, &case.numbers("reward_baselines")?, &mask)?)),
         _ => {}
     }
-    let (r, groups) = (rewards.row_sums(), case.whole("group_ids")?);
-    let norm = |spread| -> Result<Vec<f64>, Failure> {
-        Ok(group_norm(
-            &r,
-            &groups,
-            &GroupNorm { epsilon: case.param("epsilon")?, spread, lone_spread_f32: true },
-        )?)
-    };
-    let per_row = match estimator.as_str() {
-        "grpo" => norm(Spread::Unbiased)?,
-        "dr_grpo" => norm(Spread::None)?,
-        "rloo" => leave_one_out(&r, &groups, GroupBaseline::KeepsReward)?,
-        "rloo_vectorized" => leave_one_out(&r, &groups, GroupBaseline::Zero)?,
-        "opo" => opo(&r, &mask.row_sums(), &groups)?,
-        "gpg" => gpg(&r, &groups, case.param("f_norm")?)?,
-        "grpo_passk" => pass_at_k(&r, &groups, case.param("norm_by_std")?, case.param("epsilon")?)?,
-        "reinforce_plus_plus_baseline" => {
-            let centred = group_norm(
-                &r,
-                &groups,
-                &GroupNorm { epsilon: 0.0, spread: Spread::None, ..GroupNorm::default() },
-            )?;
-            let spread = Table::broadcast(&centred, &mask)?;
-            let white = masked_whiten(&spread, &mask, &Whiten::default())?;
-            let masked = white.values.iter().zip(&mask.values).map(|(a, m)| a * m).collect();
-            return Ok(Outputs::from([("advantages", masked)]));
+    let block: Box<dyn Advantage> = match estimator.as_str() {
+        "grpo" | "dr_grpo" => {
+            let spread = if estimator == "grpo" { Spread::Unbiased } else { Spread::None };
+            Box::new(GroupNorm { epsilon: case.param("epsilon")?, spread, lone_spread_f32: true })
         }
+        "rloo" => Box::new(LeaveOneOut { alone: GroupBaseline::KeepsReward }),
+        "rloo_vectorized" => Box::new(LeaveOneOut { alone: GroupBaseline::Zero }),
+        "opo" => Box::new(Opo {}),
+        "gpg" => Box::new(Gpg { f_norm: case.param("f_norm")? }),
+        "grpo_passk" => {
+            Box::new(PassAtK { by_spread: case.param("norm_by_std")?, epsilon: case.param("epsilon")? })
+        }
+        "reinforce_plus_plus_baseline" => Box::new(ReinforcePlusPlusBaseline {}),
         other => return Err(Failure::NotImplemented(format!("advantage estimator `{other}`"))),
     };
-    Ok(Outputs::from([("advantages", Table::broadcast(&per_row, &mask)?.values)]))
+    let batch = Batch::new(mask).with(TOKEN_REWARDS, rewards)?.with(GROUP_IDS, case.whole("group_ids")?)?;
+    Ok(Outputs::from([("advantages", block.advantages(&batch, &mut State::default())?.values)]))
 }
 
 fn trl_advantages(case: &Case) -> Outcome {
     let per_group: usize = case.param("num_generations")?;
-    let multi: Option<MultiReward> = case.param("multi_objective_aggregation")?;
-    let (rewards, weights): (Vec<Vec<Option<f64>>>, Vec<f64>) = match multi {
-        None => (case.numbers("rewards")?.into_iter().map(|r| vec![Some(r)]).collect(), vec![1.0]),
-        Some(_) => {
-            let table = case.table("rewards_per_func")?;
-            let there = |&x: &f64| (!x.is_nan()).then_some(x);
-            (table.iter().map(|row| row.iter().map(there).collect()).collect(), case.param("reward_weights")?)
-        }
-    };
-    let groups: Vec<u64> = (0..rewards.len()).map(|i| (i / per_group) as u64).collect();
-    let scale: ScaleRewards = case.param("scale_rewards")?;
-    let multi = multi.unwrap_or(MultiReward::SumThenNormalize);
-    let a = trl::advantages(&rewards, &weights, &groups, scale, multi, case.param("epsilon")?)?;
-    Ok(Outputs::from([("advantages_per_sample", a)]))
+    let combine: Option<MultiReward> = case.param("multi_objective_aggregation")?;
+    let rows = if combine.is_some() { case.table("rewards_per_func")?.rows } else { case.numbers("rewards")?.len() };
+    let groups: Vec<u64> = (0..rows).map(|i| (i / per_group) as u64).collect();
+    // One token per sequence: its advantage is the sequence's.
+    let mask = Table { rows, cols: 1, values: vec![1.0; rows] };
+    let mut batch = Batch::new(mask).with(GROUP_IDS, groups)?;
+    let (scale, epsilon) = (case.param("scale_rewards")?, case.param("epsilon")?);
+    let mut block = TrlNorm { scale, epsilon, ..TrlNorm::default() };
+    if let Some(combine) = combine {
+        block = TrlNorm { weights: case.param("reward_weights")?, combine, ..block };
+        let terms: Vec<Vec<f64>> = case.table("rewards_per_func")?.iter().map(<[f64]>::to_vec).collect();
+        batch.set(REWARD_TERMS, terms)?;
+    } else {
+        batch.set(REWARDS, case.numbers("rewards")?)?;
+    }
+    let advantages = block.advantages(&batch, &mut State::default())?.values;
+    Ok(Outputs::from([("advantages_per_sample", advantages)]))
 }
 
 fn whiten(case: &Case) -> Outcome {
@@ -173,25 +169,6 @@ fn aggregate(case: &Case) -> Outcome {
     Ok(Outputs::from([("loss", values(&loss)?), ("grad_loss_mat", gradient(&loss, &matrix)?)]))
 }
 
-/// Everything a loss case holds.
-struct LossCase {
-    log_probs: Var,
-    old: Tensor,
-    advantages: Table,
-    mask: Table,
-}
-
-impl LossCase {
-    fn read(case: &Case) -> Result<Self, Failure> {
-        Ok(Self {
-            log_probs: case.var("log_probs")?,
-            old: case.tensor("old_log_probs")?,
-            advantages: case.table("advantages")?,
-            mask: case.table("response_mask")?,
-        })
-    }
-}
-
 fn ratio(case: &Case) -> Result<ClippedRatio, Failure> {
     Ok(ClippedRatio {
         clip_low: case.param("clip_ratio_low")?,
@@ -214,28 +191,37 @@ fn clipped_loss(case: &Case) -> Outcome {
 }
 
 fn named_loss(case: &Case) -> Outcome {
-    let c = LossCase::read(case)?;
-    let (p, old, mask) = (c.log_probs.as_tensor(), &c.old, &c.mask);
-    let a = c.advantages.to_tensor(p)?;
-    let clip = || Ok::<_, Failure>((case.param("clip_ratio_low")?, case.param("clip_ratio_high")?));
+    let (log_probs, batch, signals) = case.policy_batch()?;
+    let clip = || Ok::<(f64, f64), Failure>((case.param("clip_ratio_low")?, case.param("clip_ratio_high")?));
     let name: String = case.param("loss")?;
-    let per_token = match name.as_str() {
-        "geo_mean" => {
-            let loss = surrogate::geo_mean(p, old, &a, mask, clip()?)?;
-            let grad = gradient(&loss, &c.log_probs)?;
-            return Ok(Outputs::from([("loss", values(&loss)?), ("grad_log_probs", grad)]));
+    let mut whole = batch.normaliser();
+    let objective = match name.as_str() {
+        "gspo" => {
+            let (clip_low, clip_high) = clip()?;
+            Objective::new(Gspo { clip_low, clip_high }, mode(case)?)
         }
-        "gspo" => surrogate::gspo(p, old, &a, mask, clip()?)?,
-        "cispo" => surrogate::cispo(p, old, &a, clip()?)?,
-        "sapo" => surrogate::sapo(p, old, &a, (case.param("tau_pos")?, case.param("tau_neg")?))?,
-        "gpg" => surrogate::gpg(p, &a)?,
+        "cispo" => {
+            let (clip_low, clip_high) = clip()?;
+            Objective::new(Cispo { clip_low, clip_high }, mode(case)?)
+        }
+        "sapo" => {
+            let (tau_pos, tau_neg) = (case.param("tau_pos")?, case.param("tau_neg")?);
+            Objective::new(Sapo { tau_pos, tau_neg }, mode(case)?)
+        }
+        "geo_mean" => {
+            let (clip_low, clip_high) = clip()?;
+            whole.sequences = batch.rows() as f64; // verl counts sequences without a valid token
+            Objective::new(GeoMean { clip_low, clip_high }, Aggregation::SeqMeanTokenMean)
+        }
+        "gpg" => Objective::new(PolicyGradient {}, mode(case)?),
         "kl_cov" => {
-            surrogate::kl_cov(p, old, &a, mask, case.param("kl_cov_ratio")?, case.param("ppo_kl_coef")?)?
+            let (share, kl_coef) = (case.param("kl_cov_ratio")?, case.param("ppo_kl_coef")?);
+            Objective::new(KlCov { share, kl_coef }, mode(case)?)
         }
         other => return Err(Failure::NotImplemented(format!("loss `{other}`"))),
     };
-    let loss = mode(case)?.apply(&per_token, mask, &Normaliser::of(mask))?;
-    Ok(Outputs::from([("loss", values(&loss)?), ("grad_log_probs", gradient(&loss, &c.log_probs)?)]))
+    let loss = objective.loss(&batch, &signals, &whole, &State::default())?.loss;
+    Ok(Outputs::from([("loss", values(&loss)?), ("grad_log_probs", gradient(&loss, &log_probs)?)]))
 }
 
 fn actor_loss(case: &Case) -> Outcome {
@@ -290,12 +276,16 @@ fn value_loss(case: &Case) -> Outcome {
 }
 
 fn trl_loss(case: &Case) -> Outcome {
-    let (log_probs, mask) = (case.var("log_probs")?, case.table("response_mask")?);
-    let optional = |name: &str| case.inputs.contains_key(name).then(|| case.tensor(name)).transpose();
-    let (old, reference) = (optional("old_log_probs")?, optional("ref_log_probs")?);
-    let entropies = case.inputs.contains_key("entropies").then(|| case.table("entropies")).transpose()?;
+    let (log_probs, mut batch, _) = case.policy_batch()?;
+    if !batch.has(OLD_LOG_PROBS) {
+        // The policy that sampled is the one that is trained.
+        batch.set(OLD_LOG_PROBS, log_probs.as_tensor().detach())?;
+    }
+    if case.inputs.contains_key("entropies") {
+        batch.set(OLD_ENTROPY, case.table("entropies")?)?;
+    }
     let level: Option<String> = case.param("importance_sampling_level")?;
-    let settings = TrlLoss {
+    let config = TrlConfig {
         loss_type: case.param::<LossType>("loss_type")?,
         epsilon_low: case.param("epsilon_low")?,
         epsilon_high: case.param("epsilon_high")?,
@@ -307,16 +297,16 @@ fn trl_loss(case: &Case) -> Outcome {
         off_policy_mask_threshold: case.param("off_policy_mask_threshold")?,
         max_completion_length: case.param("max_completion_length")?,
         num_items_in_batch: case.param("num_items_in_batch")?,
-        ..TrlLoss::default()
+        ..TrlConfig::default()
     };
-    let loss = settings.loss(&TrlBatch {
-        log_probs: log_probs.as_tensor(),
-        old_log_probs: old.as_ref(),
-        ref_log_probs: reference.as_ref(),
-        entropies: entropies.as_ref(),
-        advantages: &case.numbers("advantages_per_sample")?,
-        mask: &mask,
-    })?;
+    let objective = config.composition().build()?;
+    let advantages = Table::broadcast(&case.numbers("advantages_per_sample")?, batch.mask())?;
+    let (mut signals, mut state) = (Signals::new(advantages), State::default());
+    for rule in &objective.weights {
+        rule.prepare(&batch, &mut signals, &mut state)?;
+    }
+    let whole = config.normaliser(batch.mask());
+    let loss = objective.loss(&batch, &signals, &whole, &state)?.loss;
     Ok(Outputs::from([("loss", values(&loss)?), ("grad_log_probs", gradient(&loss, &log_probs)?)]))
 }
 

@@ -178,39 +178,9 @@ impl File {
     }
 }
 
-<<<<<<< HEAD
 /// Numbers of a scalar, a (nested) list, a `{ shape, data }` tensor or a record (in order of its names); flags count as
 /// 0 and 1, null as NaN; the texts `inf`, `-inf` and `nan` are numbers, other texts are not.
-fn flat(value: &Value) -> Option<Vec<f64>> {
-=======
-/// JSON with every decimal number as a string.
-fn quote_decimals(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() * 5 / 4);
-    let (mut rest, mut in_string) = (text, false);
-    while let Some(c) = rest.chars().next() {
-        let digits = |c: char| c.is_ascii_digit() || "+-.eE".contains(c);
-        let taken = match c {
-            '\\' if in_string => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
-            '-' | '0'..='9' if !in_string => rest.find(|c| !digits(c)).unwrap_or(rest.len()),
-            _ => c.len_utf8(),
-        };
-        let (token, after) = rest.split_at(taken);
-        let is_decimal = !in_string && taken > 1 && token.contains(['.', 'e', 'E']);
-        in_string ^= c == '"';
-        if is_decimal {
-            out.extend(["\"", token, "\""]);
-        } else {
-            out.push_str(token);
-        }
-        rest = after;
-    }
-    out
-}
-
-/// Numbers of a scalar, a (nested) list or a `{ shape, data }` tensor; flags count as 0 and 1, null as NaN, strings as
-/// the number in them (see [`File::parse`]).
 pub(super) fn flat(value: &Value) -> Option<Vec<f64>> {
->>>>>>> algebra-h2
     match value {
         Value::Number(x) => Some(vec![x.as_f64()?]),
         Value::Bool(b) => Some(vec![f64::from(u8::from(*b))]),

@@ -1,10 +1,10 @@
 //! Cases of `drpo_reset.json`: resets, truncation, rewards and GAE, the loss.
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
-use crate::advantage::{RETURNS, StreamGae, StreamReturns};
+use crate::advantage::{StreamGae, StreamReturns};
 use crate::aggregation::Aggregation;
 use crate::batch::{
-    Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED, VALUES,
+    Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED, RETURNS, VALUE_PREDICTIONS, VALUES,
 };
 use crate::block::TokenRule;
 use crate::objective::Objective;
@@ -12,7 +12,7 @@ use crate::papers::drpo_reset::{
     FORCED, ResetMask, SCORE_INDEX, TerminalScore, forced_tokens, longest_prefix, reference_length, truncate,
 };
 use crate::state::State;
-use crate::surrogate::{ClippedRatio, ClippedValue, OLD_VALUES, clipped_value_loss};
+use crate::surrogate::{ClippedRatio, ValueLoss, clipped_value_loss};
 
 pub(super) fn run(case: &Case) -> Outcome {
     match case.function.as_str() {
@@ -98,20 +98,24 @@ fn loss(case: &Case) -> Outcome {
     let batch = Batch::new(advantages.filled(1.0))
         .with(LOG_PROBS, log_probs.as_tensor().clone())?
         .with(OLD_LOG_PROBS, case.tensor("old_log_probs")?)?
-        .with(VALUES, critic.as_tensor().clone())?
-        .with(OLD_VALUES, case.tensor("old_values")?)?
+        .with(VALUE_PREDICTIONS, critic.as_tensor().clone())?
+        .with(VALUES, case.tensor("old_values")?)?
         .with(RETURNS, case.tensor("returns")?)?
         .with(FORCED, case.table("reset_mask")?)?;
     let clip: f64 = case.param("cliprange")?;
     let ratio = ClippedRatio { clip_low: clip, clip_high: clip, dual_clip: None };
-    let value = ClippedValue { coef: case.param("vf_coef")?, clip_range: case.param("cliprange_value")? };
+    let value = ValueLoss {
+        coef: case.param("vf_coef")?,
+        clip: case.param("cliprange_value")?,
+        aggregation: Some(Aggregation::TokenMean),
+    };
     let mut signals = Signals::new(advantages);
     ResetMask::default().prepare(&batch, &mut signals, &mut State::default())?;
     let objective =
         Objective { regularizers: vec![Box::new(value)], ..Objective::new(ratio, Aggregation::TokenMean) };
     let whole = batch.normaliser();
     let parts = objective.loss(&batch, &signals, &whole, &State::default())?;
-    let (old, returns) = (batch.tensor(OLD_VALUES)?, batch.tensor(RETURNS)?);
+    let (old, returns) = (batch.tensor(VALUES)?, batch.tensor(RETURNS)?);
     let (per_token, _) = clipped_value_loss(critic.as_tensor(), &old, &returns, value.clip_range)?;
     let value_loss = Aggregation::TokenMean.apply(&per_token, batch.mask(), &whole)?;
     Ok(Outputs::from([

@@ -3,9 +3,9 @@
 use candle_core::{Tensor, Var};
 
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
-use crate::advantage::{EPISODE_STARTS, NEXT_VALUES, RETURNS, StreamGae, StreamReturns, standardise};
+use crate::advantage::{EPISODE_STARTS, NEXT_VALUES, StreamGae, StreamReturns, standardise};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals, TOKEN_REWARDS, VALUES};
+use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals, RETURNS, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES};
 use crate::block::Regularizer;
 use crate::objective::{LossParts, Objective};
 use crate::papers::mdpo::off_policy::{
@@ -17,7 +17,7 @@ use crate::papers::mdpo::{
     gaussian_log_prob, log_q, step_size,
 };
 use crate::state::State;
-use crate::surrogate::{ClippedValue, OLD_VALUES};
+use crate::surrogate::{ValueLoss};
 use crate::table::Table;
 
 pub(super) fn run(case: &Case) -> Outcome {
@@ -99,10 +99,14 @@ fn categorical(case: &Case) -> Outcome {
 fn value_loss(case: &Case) -> Outcome {
     let critic = case.var("values")?;
     let rows = critic.elem_count();
-    let block = ClippedValue { coef: 2.0, clip_range: case.param("cliprange_value")? };
+    let block = ValueLoss {
+        coef: 2.0,
+        clip: case.param("cliprange_value")?,
+        aggregation: Some(Aggregation::TokenMean),
+    };
     let batch = Batch::new(ones(rows))
-        .with(VALUES, column(critic.as_tensor())?)?
-        .with(OLD_VALUES, column(&case.tensor("old_values")?)?)?
+        .with(VALUE_PREDICTIONS, column(critic.as_tensor())?)?
+        .with(VALUES, column(&case.tensor("old_values")?)?)?
         .with(RETURNS, column(&case.tensor("returns")?)?)?;
     let signals = Signals::new(batch.mask().filled(0.0));
     let crate::block::Terms::Tokens(terms) = block.terms(&batch, &signals, &State::default())? else {

@@ -32,7 +32,7 @@ use crate::block::{Block, BlockKind, Kind, Reward, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::state::State;
-use crate::surrogate::{ClippedRatio, ClippedValue};
+use crate::surrogate::{ClippedRatio, ValueLoss};
 use crate::table::Table;
 
 /// Where the outcome is placed.
@@ -61,7 +61,7 @@ pub fn recipe() -> Composition {
         .reward(&StreamReturns { gamma: gae.gamma, lambda: gae.lambda, streams: false })
         .advantage(&gae)
         .weight(&ResetMask::default())
-        .regularizer(&ClippedValue { coef: 0.1, clip_range: 0.2 })
+        .regularizer(&ValueLoss { coef: 0.1, clip: 0.2, aggregation: Some(Aggregation::TokenMean) })
 }
 
 /// Added to variances before their root.
@@ -240,10 +240,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::advantage::{RETURNS, standardise};
-    use crate::batch::{LOG_PROBS, VALUES};
+    use crate::advantage::standardise;
+    use crate::batch::{LOG_PROBS, RETURNS, VALUE_PREDICTIONS, VALUES};
     use crate::objective::Objective;
-    use crate::surrogate::OLD_VALUES;
 
     #[test]
     fn prefixes_are_never_empty_and_never_whole() {
@@ -281,8 +280,8 @@ mod tests {
             .with(LOG_PROBS, policy.as_tensor().clone())
             .and_then(|b| b.with(OLD_LOG_PROBS, table(p)))
             .and_then(|b| b.with(FORCED, table(forced)))
-            .and_then(|b| b.with(VALUES, policy.as_tensor().detach()))
-            .and_then(|b| b.with(OLD_VALUES, table(a)))
+            .and_then(|b| b.with(VALUE_PREDICTIONS, policy.as_tensor().detach()))
+            .and_then(|b| b.with(VALUES, table(a)))
             .and_then(|b| b.with(RETURNS, table(&standardise(a, 0.0))))
             .unwrap();
         let mut signals = Signals::new(table(a));

@@ -1,6 +1,10 @@
 //! One file per paper. To add one: its file here, one line in [`for_each_paper`], its preset
 //! `configs/algorithms/ID.toml`, and the replay of its vectors in `conformance/ID.rs`.
 
+pub mod base;
+
+pub use base::grpo;
+
 use crate::block::BlockKind;
 use crate::composition::Composition;
 
@@ -18,7 +22,8 @@ pub struct Paper {
     pub blocks: &'static [BlockKind],
     /// The composition with the paper's defaults.
     pub recipe: fn() -> Composition,
-    /// Reference vectors of `tests/golden` that check it, and how many.
+    /// File of reference vectors in `tests/golden` that checks it, and how many cases that file has. Algorithms that
+    /// share blocks may share a file.
     pub vectors: Option<(&'static str, usize)>,
     /// A configuration that trains with it from end to end, if there is one.
     pub end_to_end: Option<&'static str>,
@@ -74,11 +79,9 @@ pub(crate) use for_each_paper;
 macro_rules! declare {
     ($($id:ident),* $(,)?) => {
         $(pub mod $id;)*
-        pub mod grpo;
 
-        /// Every algorithm, in no order.
+        /// Every paper, and what its file offers beside its recipe, in no order.
         pub const ALL: &[&Paper] = &[
-            &grpo::PAPER,
             &mdpo::OFF_POLICY,
             &pref_base::CPO,
             &pref_base::DPO,
@@ -91,3 +94,8 @@ macro_rules! declare {
     };
 }
 for_each_paper!(declare);
+
+/// Every paper and base algorithm, in no order.
+pub fn all() -> impl Iterator<Item = &'static Paper> {
+    base::ALL.iter().chain(ALL).copied()
+}

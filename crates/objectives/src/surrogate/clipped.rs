@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{larger, log_ratio, smaller};
+use super::{check_clip, larger, log_ratio, smaller};
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::error::{Error, Result};
@@ -115,15 +115,11 @@ impl Block for ClippedRatio {
     }
 
     fn validate(&self) -> Result<()> {
-        let wrong = |name, got, expected| Err(Error::Setting { name, got, expected });
-        if !(0.0..=1.0).contains(&self.clip_low) {
-            return wrong("clip_low", self.clip_low, "0 to 1");
-        }
-        if !(self.clip_high >= 0.0 && self.clip_high.is_finite()) {
-            return wrong("clip_high", self.clip_high, "0 or more");
-        }
+        check_clip(self.clip_low, self.clip_high)?;
         match self.dual_clip {
-            Some(c) if !(c > 1.0 && c.is_finite()) => wrong("dual_clip", c, "greater than 1"),
+            Some(got) if !(got > 1.0 && got.is_finite()) => {
+                Err(Error::Setting { name: "dual_clip", got, expected: "greater than 1" })
+            }
             _ => Ok(()),
         }
     }
@@ -169,16 +165,16 @@ impl ClipOutcome {
     }
 }
 
-/// TOML has no null: an absent dual clip is written as 0.
-mod off_is_zero {
+/// TOML has no null: a number that is absent is written as 0.
+pub(crate) mod off_is_zero {
     use serde::{Deserialize, Deserializer, Serializer};
 
     #[allow(clippy::ref_option)]
-    pub(super) fn serialize<S: Serializer>(x: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(x: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_f64(x.unwrap_or(0.0))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
         Ok(Some(f64::deserialize(d)?).filter(|&c| c != 0.0))
     }
 }

@@ -1,27 +1,40 @@
 //! Per-token losses whose gradient improves the policy. The gradient flows through `log_probs` only.
 
 mod clipped;
-mod others;
+mod kl_cov;
+mod sequence;
+mod token;
 mod preference;
 mod value;
 
-pub(crate) use clipped::clamp_between;
 pub use clipped::{ClipOutcome, ClippedRatio};
-pub use others::{cispo, geo_mean, gpg, gspo, kl_cov, sapo};
+pub(crate) use clipped::{clamp_between, off_is_zero};
+pub use kl_cov::{KlCov, kl_cov};
 pub(crate) use preference::relu;
 pub use preference::{
     ALIGNED_LOG_PROBS, FDivergence, FreeLoss, PairLogProbs, PairLoss, Preference, ReferenceFree,
 };
-pub use value::{ClippedValue, OLD_VALUES, clipped_value_loss};
+pub use sequence::{GeoMean, Gspo, geo_mean, gspo};
+pub(crate) use token::soft_gate;
+pub use token::{Cispo, PolicyGradient, Sapo, cispo, gpg, sapo};
+pub use value::{Returns, ValueLoss, clipped_value_loss};
 
 use candle_core::Tensor;
 
-use crate::error::Result;
+use crate::batch::Signals;
+use crate::error::{Error, Result};
 use crate::kl::clamp;
+use crate::table::Table;
 
 /// d = clamp(log_probs - old_log_probs, -20, 20): beyond that a token has no gradient (verl).
 pub(crate) fn log_ratio(log_probs: &Tensor, old_log_probs: &Tensor) -> Result<Tensor> {
     clamp(&(log_probs - old_log_probs.detach())?, -20.0, 20.0)
+}
+
+/// What to log as `approx_kl`: -d per token, whose masked mean is the usual estimate of KL(old || new).
+pub(crate) fn approx_kl(log_probs: &Tensor, old_log_probs: &Tensor) -> Result<(&'static str, Table)> {
+    let d = log_ratio(&old_log_probs.detach(), &log_probs.detach())?;
+    Ok(("approx_kl", Table::from_tensor(&d)?))
 }
 
 /// Elementwise maximum; at a tie the gradient goes to `a`. The two branches of a clipped loss have equal gradients at
@@ -33,4 +46,43 @@ pub(crate) fn larger(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// Elementwise minimum; at a tie the gradient goes to `a`.
 pub(crate) fn smaller(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(b.lt(a)?.where_cond(b, a)?)
+}
+
+/// Bounds of a ratio.
+pub(crate) enum Limits {
+    /// The same for every token.
+    Same(f64, f64),
+    /// [B, T] each.
+    PerToken(Tensor, Tensor),
+}
+
+impl Limits {
+    /// Those of the signals, else `low` and `high`.
+    pub fn of(signals: &Signals, like: &Tensor, low: f64, high: f64) -> Result<Self> {
+        Ok(match &signals.bounds {
+            Some((low, high)) => Self::PerToken(low.to_tensor(like)?, high.to_tensor(like)?),
+            None => Self::Same(low, high),
+        })
+    }
+
+    /// `x` inside; gradient 1 inside (edges included), 0 outside.
+    pub fn clamp(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Same(low, high) => clamp(x, *low, *high),
+            Self::PerToken(low, high) => clamp_between(x, low, high),
+        }
+    }
+}
+
+/// Refuses ranges that no ratio can be clipped to.
+pub(crate) fn check_clip(low: f64, high: f64) -> Result<()> {
+    if !(0.0..=1.0).contains(&low) {
+        return Err(Error::Setting { name: "clip_low", got: low, expected: "0 to 1" });
+    }
+    check_at_least("clip_high", high, 0.0, "0 or more")
+}
+
+/// Refuses what is smaller than `low` or not finite.
+pub(crate) fn check_at_least(name: &'static str, got: f64, low: f64, expected: &'static str) -> Result<()> {
+    if got >= low && got.is_finite() { Ok(()) } else { Err(Error::Setting { name, got, expected }) }
 }

@@ -1,19 +1,16 @@
-//! The critic's loss, clipped around its rollout-time prediction (verl `compute_value_loss`).
+//! The critic's loss, clipped around its rollout-time prediction (verl `compute_value_loss`), and the returns that it
+//! learns.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::larger;
-use crate::advantage::RETURNS;
+use super::{check_at_least, larger};
+use crate::advantage::{Gae, gae};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, Signals, VALUES};
-use crate::block::{Block, Kind, Regularizer, Terms};
+use crate::batch::{Batch, Input, RETURNS, Signals, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES};
+use crate::block::{Block, Kind, Regularizer, Terms, TokenRule};
 use crate::error::{Error, Result};
 use crate::state::State;
-
-/// The critic's rollout-time values, where [`VALUES`] are its current ones with gradient.
-pub const OLD_VALUES: Input =
-    Input::new("old_values", "[B, T]", "critic's values when the batch was sampled");
 
 /// Per-token 0.5 max((v - R)^2, (clamp(v, v_old - c, v_old + c) - R)^2), and 1 where the clipped branch was strictly
 /// larger; both [B, T]. Gradient through `values` only.
@@ -41,55 +38,100 @@ pub fn clipped_value_loss(
     Ok(((larger(&plain, &clipped)? * 0.5)?, cut))
 }
 
-/// The critic's loss as a regulariser: coef 0.5 max((v - R)^2, (clamp(v, v_old - c, v_old + c) - R)^2), token mean.
+/// GAE's returns, A + V before whitening, for [`ValueLoss`]. Use the settings of the advantage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ClippedValue {
-    /// Weight, 0 or more; 2 undoes the 0.5.
-    pub coef: f64,
-    /// How far a value may move from its rollout-time prediction with profit, 0 or more.
-    pub clip_range: f64,
+pub struct Returns {
+    /// Discount per token.
+    pub gamma: f64,
+    /// Trace decay.
+    pub lambda: f64,
 }
 
-impl Default for ClippedValue {
+impl Default for Returns {
     fn default() -> Self {
-        Self { coef: 0.5, clip_range: 0.2 }
+        Self { gamma: 1.0, lambda: 1.0 }
     }
 }
 
-impl Block for ClippedValue {
+impl Block for Returns {
     fn needs(&self) -> Vec<Input> {
-        vec![VALUES, OLD_VALUES, RETURNS]
+        vec![TOKEN_REWARDS, VALUES]
     }
 
-    fn validate(&self) -> Result<()> {
-        for (name, got) in [("coef", self.coef), ("clip_range", self.clip_range)] {
-            if !(got >= 0.0 && got.is_finite()) {
-                return Err(Error::Setting { name, got, expected: "0 or more" });
-            }
-        }
-        Ok(())
+    fn gives(&self) -> Vec<Input> {
+        vec![RETURNS]
     }
 
     fn describe(&self) -> String {
-        format!("{} value loss, clipped at {}", self.coef, self.clip_range)
+        format!("returns of GAE (gamma {}, lambda {})", self.gamma, self.lambda)
     }
 }
 
-impl Kind for ClippedValue {
-    const KIND: &'static str = "clipped_value";
+impl Kind for Returns {
+    const KIND: &'static str = "gae_returns";
 }
 
-impl Regularizer for ClippedValue {
-    fn terms(&self, batch: &Batch, _signals: &Signals, _state: &State) -> Result<Terms> {
-        let values = batch.tensor(VALUES)?;
-        let constant = |input| batch.table(input)?.to_tensor(&values);
-        let (per_token, _) =
-            clipped_value_loss(&values, &constant(OLD_VALUES)?, &constant(RETURNS)?, self.clip_range)?;
+impl TokenRule for Returns {
+    fn prepare(&self, batch: &Batch, signals: &mut Signals, _state: &mut State) -> Result<()> {
+        let settings = Gae { gamma: self.gamma, lambda: self.lambda, whiten: false };
+        let (_, returns) = gae(&batch.table(TOKEN_REWARDS)?, &batch.table(VALUES)?, batch.mask(), &settings)?;
+        signals.extra.insert(RETURNS.name.into(), returns);
+        Ok(())
+    }
+}
+
+/// coef * the clipped value loss, for a critic that is trained together with the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValueLoss {
+    /// Weight, 0 or more.
+    pub coef: f64,
+    /// How far a value may profit from moving away from that of the rollout, 0 or more.
+    pub clip: f64,
+    /// Aggregation, where it is not the surrogate's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
+}
+
+impl Default for ValueLoss {
+    fn default() -> Self {
+        Self { coef: 1.0, clip: 0.5, aggregation: None }
+    }
+}
+
+impl Block for ValueLoss {
+    fn needs(&self) -> Vec<Input> {
+        vec![VALUE_PREDICTIONS, VALUES, RETURNS]
+    }
+
+    fn validate(&self) -> Result<()> {
+        check_at_least("coef", self.coef, 0.0, "0 or more")?;
+        check_at_least("clip", self.clip, 0.0, "0 or more")
+    }
+
+    fn describe(&self) -> String {
+        format!("{} value loss, clipped at {}", self.coef, self.clip)
+    }
+}
+
+impl Kind for ValueLoss {
+    const KIND: &'static str = "value_loss";
+}
+
+impl Regularizer for ValueLoss {
+    fn terms(&self, batch: &Batch, signals: &Signals, _state: &State) -> Result<Terms> {
+        let values = batch.tensor(VALUE_PREDICTIONS)?;
+        let returns = match signals.extra.get(RETURNS.name) {
+            Some(returns) => returns.to_tensor(&values)?,
+            None => batch.tensor(RETURNS)?,
+        };
+        let old = batch.tensor(VALUES)?.to_dtype(values.dtype())?;
+        let (per_token, _) = clipped_value_loss(&values, &old, &returns, self.clip)?;
         Ok(Terms::Tokens((per_token * self.coef)?))
     }
 
     fn aggregation(&self) -> Option<Aggregation> {
-        Some(Aggregation::TokenMean)
+        self.aggregation
     }
 }
