@@ -16,6 +16,7 @@ pub mod batch;
 pub mod block;
 pub mod composition;
 pub mod conformance;
+pub mod critic;
 pub mod error;
 pub mod filter;
 pub mod kl;

@@ -1,13 +1,15 @@
 //! What there is: papers, base algorithms and blocks, by name.
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, WhitenAdvantages};
 use crate::block::BlockKind;
 use crate::composition::Composition;
+use crate::critic::{ClippedValue, ValueTargets};
 use crate::error::{Error, Result};
 use crate::filter::{AccuracyFilter, VaryingGroups};
 use crate::objective::Objective;
 use crate::papers::{self, Paper};
 use crate::regularizer::{EntropyBonus, Kl};
+use crate::shaping::OverlongPenalty;
 use crate::surrogate::ClippedRatio;
 
 /// Blocks that belong to no single paper.
@@ -20,6 +22,11 @@ const SHARED: &[BlockKind] = &[
     BlockKind::surrogate::<ClippedRatio>(),
     BlockKind::regularizer::<Kl>(),
     BlockKind::regularizer::<EntropyBonus>(),
+    BlockKind::reward::<OverlongPenalty>(),
+    BlockKind::weight::<WhitenAdvantages>(),
+    BlockKind::weight::<ValueTargets>(),
+    BlockKind::surrogate::<ClippedValue>(),
+    BlockKind::regularizer::<ClippedValue>(),
 ];
 
 /// Every block: the shared ones and what each paper invents.
@@ -85,7 +92,8 @@ mod tests {
 
     #[test]
     fn settings_override_defaults_and_unknown_keys_are_refused() {
-        let over = "[surrogate]\nclip_low = 0.1\n[filter.accuracy]\nlower = 0.0\n[regularizer.kl]\ncoef = 0.5";
+        let over =
+            "[surrogate]\nclip_low = 0.1\n[filter.accuracy]\nlower = 0.0\n[regularizer.kl]\ncoef = 0.5";
         let srpo = Algorithm::from_table("srpo", &table(over)).unwrap().composition;
         assert_eq!(srpo.surrogate["clip_low"].as_float(), Some(0.1));
         assert_eq!(srpo.surrogate["clip_high"].as_float(), Some(0.28));

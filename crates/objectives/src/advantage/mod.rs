@@ -6,6 +6,8 @@ mod reinforce;
 mod whiten;
 
 pub use gae::{Gae, gae};
-pub use group::{GroupBaseline, GroupNorm, LeaveOneOut, Spread, gpg, group_norm, leave_one_out, members, opo, pass_at_k};
+pub use group::{
+    GroupBaseline, GroupNorm, LeaveOneOut, Spread, gpg, group_norm, leave_one_out, members, opo, pass_at_k,
+};
 pub use reinforce::{reinforce_plus_plus, remax};
-pub use whiten::{Whiten, masked_mean, masked_whiten};
+pub use whiten::{Whiten, WhitenAdvantages, masked_mean, masked_whiten, standardise};

@@ -91,6 +91,12 @@ impl Case {
         serde_json::from_value(shape).map_err(|e| Failure::Missing(format!("inputs.{name}.shape: {e}")))
     }
 
+    /// An input of any serde type: texts and lists of them.
+    pub fn input<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+        let value = self.inputs.get(name).cloned().unwrap_or(Value::Null);
+        serde_json::from_value(value).map_err(|e| Failure::Missing(format!("inputs.{name}: {e}")))
+    }
+
     /// Ids, flags or counts.
     pub fn whole(&self, name: &str) -> Result<Vec<u64>, Failure> {
         Ok(self.numbers(name)?.into_iter().map(|x| x as u64).collect())
@@ -120,8 +126,7 @@ impl Case {
         let log_probs = self.var("log_probs")?;
         let mask = self.table("response_mask")?;
         let has = |name: &str| self.inputs.contains_key(name);
-        let advantages =
-            if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
+        let advantages = if has("advantages") { self.table("advantages")? } else { mask.filled(0.0) };
         let mut batch = Batch::new(mask).with(LOG_PROBS, log_probs.as_tensor().clone())?;
         for input in [OLD_LOG_PROBS, REF_LOG_PROBS].into_iter().filter(|input| has(input.name)) {
             batch.set(input, self.tensor(input.name)?)?;
@@ -133,7 +138,7 @@ impl Case {
     pub fn compare<K: Borrow<str> + Ord>(&self, outputs: &BTreeMap<K, Vec<f64>>) -> Result<f64, Failure> {
         let (mut worst, mut place) = (0.0f64, None);
         for (name, expected) in &self.outputs {
-            let expected = flat(expected).ok_or_else(|| Failure::Missing(format!("outputs.{name}")))?;
+            let expected = code(expected);
             let got = outputs.get(name.as_str()).ok_or_else(|| Failure::NotComputed(name.clone()))?;
             if got.len() != expected.len() {
                 let (got, expected) = (got.len(), expected.len());
@@ -210,6 +215,31 @@ fn flat(value: &Value) -> Option<Vec<f64>> {
         Value::Object(map) => flat(map.get("data")?),
         Value::String(digits) => Some(vec![digits.parse().ok()?]),
     }
+}
+
+/// Numbers as they are; anything with a text or a map in it as the code points of its texts and keys, so that texts
+/// can be compared like numbers. Outputs that hold texts go through this as well.
+pub(super) fn code(value: &Value) -> Vec<f64> {
+    fn letters(value: &Value, out: &mut Vec<f64>) {
+        let text = |s: &str, out: &mut Vec<f64>| {
+            out.extend(s.chars().map(|c| f64::from(u32::from(c))));
+            out.push(-1.0);
+        };
+        match value {
+            Value::String(s) => text(s, out),
+            Value::Array(items) => items.iter().for_each(|item| letters(item, out)),
+            Value::Object(map) => map.iter().for_each(|(key, item)| {
+                text(key, out);
+                letters(item, out);
+            }),
+            other => out.extend(flat(other).unwrap_or_default()),
+        }
+    }
+    flat(value).unwrap_or_else(|| {
+        let mut out = Vec::new();
+        letters(value, &mut out);
+        out
+    })
 }
 
 /// All numbers of a tensor, in f64.

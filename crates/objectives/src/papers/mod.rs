@@ -28,7 +28,14 @@ pub struct Paper {
 macro_rules! for_each_paper {
     ($with:ident) => {
         $with! {
-            srpo
+            ampo,
+            fapo,
+            mpo,
+            scaf_grpo,
+            soft_grpo,
+            spo_segment,
+            srpo,
+            tppo,
         }
     };
 }
