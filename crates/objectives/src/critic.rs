@@ -45,9 +45,9 @@ pub fn one_longer(mask: &Table) -> Table {
 
 /// Returns for the critic: lambda-returns of `token_rewards` and `values`, A + V before any whitening.
 ///
-/// Over valid tokens as in verl; with `one_longer` over all positions as in TRL, where the reward of an outcome stands
-/// one position after the last token and that position's value is learnt as well. Give `values` as numbers then: a
-/// tensor is cleaned outside of the mask.
+/// Over valid tokens as in verl; with `one_longer` over all positions as in TRL, where the reward of an outcome
+/// stands one position after the last token and that position's value is learnt as well. Give `values` as numbers
+/// then: a tensor is cleaned outside of the mask.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValueTargets {

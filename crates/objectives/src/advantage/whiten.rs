@@ -81,8 +81,8 @@ pub fn standardise(x: &Table, mask: &Table, epsilon: f64, unbiased: bool) -> Res
     Ok(Table { values: x.values.iter().map(|x| (x - mean) * scale).collect(), ..*x })
 }
 
-/// Advantages standardised over the tokens that take part: valid and of a weight that is not 0; all valid tokens where
-/// none has one. Stands behind the rules that set weights.
+/// Advantages standardised over the tokens that take part: valid and of a weight that is not 0; all valid tokens
+/// where none has one. Stands behind the rules that set weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WhitenAdvantages {

@@ -73,7 +73,8 @@ fn loss(case: &Case) -> Outcome {
     let weights = learnt.values.iter().map(|m| m * factor).collect();
     signals.extra.insert("value_weights".into(), Table { values: weights, ..learnt });
     let coef: f64 = case.param("vf_coef")?;
-    let value = ClippedValue { coef, clip: case.param("value_clip")?, aggregation: Some(Aggregation::TokenMean) };
+    let value =
+        ClippedValue { coef, clip: case.param("value_clip")?, aggregation: Some(Aggregation::TokenMean) };
     let (_, cut) = value.per_token(&batch, &signals)?;
     let ratio = ClippedRatio {
         clip_low: case.param("clip_low")?,

@@ -36,7 +36,8 @@ fn ladder(case: &Case) -> Outcome {
     }
     let (mut levels, mut ids, mut messages) = (Vec::new(), Vec::new(), Vec::new());
     for (i, question) in questions.iter().enumerate() {
-        let hints: Vec<Vec<String>> = parts.iter().map(|tier| tier.get(i).cloned().unwrap_or_default()).collect();
+        let hints: Vec<Vec<String>> =
+            parts.iter().map(|tier| tier.get(i).cloned().unwrap_or_default()).collect();
         messages.extend(scaffold.messages(question, &hints)?);
         levels.extend((1..=scaffold.levels()).map(|level| level as f64));
         ids.extend(std::iter::repeat_n(format!("u{i}"), scaffold.levels()));
@@ -52,7 +53,8 @@ fn replacement(case: &Case) -> Outcome {
     let full: bool = case.param("full_prompt_replacement")?;
     let scaffold =
         Scaffold { replace_num: case.param("replace_num")?, keep_prompt: !full, ..Scaffold::default() };
-    let (groups, hinted): (Vec<String>, Vec<String>) = (case.input("group_ids")?, case.input("hinted_group_ids")?);
+    let (groups, hinted): (Vec<String>, Vec<String>) =
+        (case.input("group_ids")?, case.input("hinted_group_ids")?);
     // Numbers in the order of the names.
     let names: BTreeSet<&String> = groups.iter().chain(&hinted).collect();
     let number: BTreeMap<&String, u64> = names.iter().zip(0..).map(|(name, i)| (*name, i)).collect();

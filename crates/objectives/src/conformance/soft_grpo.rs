@@ -37,7 +37,8 @@ fn rollout(case: &Case) -> Outcome {
         prob_eps: case.param("prob_eps")?,
         mask_log_threshold: case.param("mask_log_threshold")?,
     };
-    let (probs, ids, noise) = (case.table("topk_probs")?, case.table("topk_ids")?, case.table("exponential")?);
+    let (probs, ids, noise) =
+        (case.table("topk_probs")?, case.table("topk_ids")?, case.table("exponential")?);
     let mut outputs = Outputs::new();
     for i in 0..probs.rows {
         let out = perturb(probs.row(i), noise.row(i), &settings)?;

@@ -68,7 +68,11 @@ fn loss(case: &Case) -> Outcome {
         None | Some("none") => {}
         Some("k3") => {
             let coef = case.param("kl_coef")?;
-            objective.regularizers.push(Box::new(UnsureKl { coef, log_ratio_clamp: limit, ..UnsureKl::default() }));
+            objective.regularizers.push(Box::new(UnsureKl {
+                coef,
+                log_ratio_clamp: limit,
+                ..UnsureKl::default()
+            }));
         }
         Some(other) => return Err(Failure::NotImplemented(format!("KL estimator `{other}` of spo_segment"))),
     }

@@ -76,10 +76,7 @@ fn value_loss(case: &Case) -> Outcome {
     let objective = Objective::new(value, Aggregation::TokenMean);
     let signals = Signals::new(batch.mask().filled(0.0));
     let parts = objective.loss(&batch, &signals, &batch.normaliser(), &State::default())?;
-    Ok(Outputs::from([
-        ("loss", values(&parts.loss)?),
-        ("grad_values", gradient(&parts.loss, &predicted)?),
-    ]))
+    Ok(Outputs::from([("loss", values(&parts.loss)?), ("grad_values", gradient(&parts.loss, &predicted)?)]))
 }
 
 fn rollout(case: &Case) -> Outcome {

@@ -1,7 +1,7 @@
 //! FAPO: Flawed-Aware Policy Optimization (arXiv 2510.22543).
 //!
-//! Base: GRPO with DAPO's clip-higher, token mean and overlong penalty. New: an answer that is right although a step of
-//! its reasoning is wrong (a flawed positive, found by a generative reward model) loses a fixed penalty:
+//! Base: GRPO with DAPO's clip-higher, token mean and overlong penalty. New: an answer that is right although a step
+//! of its reasoning is wrong (a flawed positive, found by a generative reward model) loses a fixed penalty:
 //!
 //! ```text
 //! score = 1 if correct else -1;    flawed and correct: score -= penalty            (1: clean 1, flawed 0, wrong -1)
@@ -9,9 +9,9 @@
 //! A = (reward - mean_g) / (std_g + 1e-6);  clip 0.2 / 0.28, dual clip 10, token mean; no KL, no entropy
 //! ```
 //!
-//! The group's mean sets the sign without a schedule. With shares p clean, f flawed, w wrong the flawed answers' sign is
-//! that of (1 - penalty) - (p + f (1 - penalty) - w): at penalty 1 they are reinforced while w > p and suppressed once
-//! p > w. A group of nothing but flawed answers teaches nothing.
+//! The group's mean sets the sign without a schedule. With shares p clean, f flawed, w wrong the flawed answers' sign
+//! is that of (1 - penalty) - (p + f (1 - penalty) - w): at penalty 1 they are reinforced while w > p and suppressed
+//! once p > w. A group of nothing but flawed answers teaches nothing.
 //!
 //! The detector itself is trained with GRPO on a step-distance reward, [`detector_reward`]:
 //!
@@ -21,10 +21,10 @@
 //! ```
 //!
 //! Source: verl-recipe `fapo/`. Only training rows that are correct are shown to the detector; an answer of the
-//! detector that cannot be read counts as clean (count and log those). Where the code differs from itself: the authors'
-//! first repository sets the score of a flawed answer to 0 and asks for test rows as well, the later recipe subtracts the
-//! penalty and asks for training rows only; the recipe is followed (equal at penalty 1). Indices are parsed as integers,
-//! never evaluated as expressions.
+//! detector that cannot be read counts as clean (count and log those). Where the code differs from itself: the
+//! authors' first repository sets the score of a flawed answer to 0 and asks for test rows as well, the later recipe
+//! subtracts the penalty and asks for training rows only; the recipe is followed (equal at penalty 1). Indices are
+//! parsed as integers, never evaluated as expressions.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,29 +1,29 @@
 //! Scaf-GRPO: Scaffolded Group Relative Policy Optimization (arXiv 2510.19807).
 //!
-//! Base: GRPO, loss and advantage unchanged. New: help for prompts whose whole group fails. After a hint-free warm-up a
-//! group without any success ("stalled") is tried again with hints in its prompt, from weak to strong; the answer that
-//! the weakest working hint brought replaces one failed answer.
+//! Base: GRPO, loss and advantage unchanged. New: help for prompts whose whole group fails. After a hint-free warm-up
+//! a group without any success ("stalled") is tried again with hints in its prompt, from weak to strong; the answer
+//! that the weakest working hint brought replaces one failed answer.
 //!
 //! ```text
 //! level    tier by tier, k = 1..parts:  "Question: {q}\n{tier}: {first k parts}"   (cumulative inside a tier only)
-//! rescue   smallest level with reward 1; its answer, WITH its hinted prompt, takes the place of the group's first row
+//! rescue   smallest level with reward 1; its answer, WITH its hinted prompt, replaces the first row of the group
 //! then     recompute masks, rewards and old log-probabilities of all rows (hinted rows under the hinted prompt)
 //! A = (r - mean_g) / (std_g + 1e-6);  clip 0.2, dual clip 3, token mean; no KL, no entropy
 //! ```
 //!
-//! Numerator and denominator of the ratio are both conditioned on prompt and hint, so the update stays on-policy. With n =
-//! 8 and one rescued row its advantage is +2.47 and the others' -0.35. Rows of one group may have different prompts:
-//! store the prompt per row.
+//! Numerator and denominator of the ratio are both conditioned on prompt and hint, so the update stays on-policy.
+//! With n = 8 and one rescued row its advantage is +2.47 and the others' -0.35. Rows of one group may have different
+//! prompts: store the prompt per row.
 //!
-//! Source: dvlab-research/Scaf-GRPO. Where code and paper differ: the release has two tiers (knowledge, solution), the
-//! paper three (planning between them); tiers are a list, the release's is the default. The code samples all levels at
-//! once, one answer each; trying them in order until one works has the same outcome but for sampling noise. The code's
-//! rewards are exactly 0 or 1; here a group is stalled while its best reward is below `success_threshold`. Switch off
-//! format bonuses, or raise the threshold above them.
+//! Source: dvlab-research/Scaf-GRPO. Where code and paper differ: the release has two tiers (knowledge, solution),
+//! the paper three (planning between them); tiers are a list, the release's is the default. The code samples all
+//! levels at once, one answer each; trying them in order until one works has the same outcome but for sampling noise.
+//! The code's rewards are exactly 0 or 1; here a group is stalled while its best reward is below `success_threshold`.
+//! Switch off format bonuses, or raise the threshold above them.
 //!
 //! `replace_num = 2` fills two rows: the first gets the answer under the ORIGINAL prompt, the second the full hinted
-//! pair. `keep_prompt` (the authors' `replace_hint_prompt`) copies the answer only; the off-policy gap is then hidden, not
-//! corrected, because old log-probabilities are recomputed under the plain prompt.
+//! pair. `keep_prompt` (the authors' `replace_hint_prompt`) copies the answer only; the off-policy gap is then
+//! hidden, not corrected, because old log-probabilities are recomputed under the plain prompt.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +58,8 @@ pub fn recipe() -> Composition {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scaffold {
-    /// Iterations without hints, so that only truly hard questions get any. The first hinted one is `warmup_steps` + 1.
+    /// Iterations without hints, so that only truly hard questions get any. The first hinted one is `warmup_steps` +
+    /// 1.
     pub warmup_steps: u64,
     /// Rows that are replaced in a rescued group, 1 or 2.
     pub replace_num: usize,
@@ -141,8 +142,8 @@ impl Scaffold {
         self.tiers.len() * self.parts_per_tier
     }
 
-    /// User messages of a question, one per level from weak to strong. `hints` holds the parts of every tier, each from
-    /// less to more revealing.
+    /// User messages of a question, one per level from weak to strong. `hints` holds the parts of every tier, each
+    /// from less to more revealing.
     ///
     /// # Errors
     /// [`Error::Shape`]: not one list of parts per tier.
@@ -173,8 +174,8 @@ impl Scaffold {
         reward.is_nan() || reward < self.success_threshold
     }
 
-    /// Chooses the weakest hint that works for every stalled group and the rows that its answer replaces. `rewards` and
-    /// `group_ids` [B] of the batch; `hinted_rewards`, `hinted_groups`, `levels` of the hinted rows.
+    /// Chooses the weakest hint that works for every stalled group and the rows that its answer replaces. `rewards`
+    /// and `group_ids` [B] of the batch; `hinted_rewards`, `hinted_groups`, `levels` of the hinted rows.
     ///
     /// # Errors
     /// Lengths differ, settings out of range.
@@ -240,7 +241,10 @@ mod tests {
         let three = Scaffold { replace_num: 3, ..s.clone() };
         assert!(three.validate().unwrap_err().to_string().contains("replace_num"));
         let none = s.messages("q", &[vec![], vec!["a".into()]]).unwrap();
-        assert_eq!((none[0].as_str(), none[7].as_str()), ("Question: q\nKnowledge Hints: ", "Question: q\nSolution Hints: a"));
+        assert_eq!(
+            (none[0].as_str(), none[7].as_str()),
+            ("Question: q\nKnowledge Hints: ", "Question: q\nSolution Hints: a")
+        );
     }
 
     proptest! {

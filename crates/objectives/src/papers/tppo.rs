@@ -1,8 +1,8 @@
 //! T-PPO: Truncated Proximal Policy Optimization (arXiv 2506.15050).
 //!
 //! Base: PPO with a critic. New: updates never wait for complete responses. In every step each slot generates at most
-//! `window` tokens ([`schedule`]); finished sequences leave, unfinished ones go on in the next step. Two pieces make that
-//! work:
+//! `window` tokens ([`schedule`]); finished sequences leave, unfinished ones go on in the next step. Two pieces make
+//! that work:
 //!
 //! ```text
 //! EGAE over the l = step_end tokens so far:
@@ -19,15 +19,16 @@
 //!
 //! At gamma 1 the last delta of an unfinished sequence is 0: nothing is learnt about the cut itself.
 //!
-//! Two objectives, because their batches and their frequencies differ. [`recipe`] trains the policy: the batch's mask is
-//! [`policy_mask`] and the rows carry `finished`. [`critic_recipe`] trains the critic: the mask is [`value_mask`]. The
-//! bootstrap needs no value beyond the mask, so a policy batch may hold this step's tokens only. Values of earlier tokens
-//! must come from the current critic, old log-probabilities from the policy that generated THIS step's tokens.
+//! Two objectives, because their batches and their frequencies differ. [`recipe`] trains the policy: the batch's mask
+//! is [`policy_mask`] and the rows carry `finished`. [`critic_recipe`] trains the critic: the mask is [`value_mask`].
+//! The bootstrap needs no value beyond the mask, so a policy batch may hold this step's tokens only. Values of
+//! earlier tokens must come from the current critic, old log-probabilities from the policy that generated THIS step's
+//! tokens.
 //!
-//! Source: the paper's abstract and public reviews; there is no public code. The recursion, the exact token sets and the
-//! losses are a reconstruction, the hyperparameters those of sibling PPO recipes. A sequence cut off at the length limit
-//! counts as finished (with its reward by rule), not as truncated. Train the critic alone for some 50 steps first: with
-//! values near 0 unfinished sequences give almost no signal.
+//! Source: the paper's abstract and public reviews; there is no public code. The recursion, the exact token sets and
+//! the losses are a reconstruction, the hyperparameters those of sibling PPO recipes. A sequence cut off at the
+//! length limit counts as finished (with its reward by rule), not as truncated. Train the critic alone for some 50
+//! steps first: with values near 0 unfinished sequences give almost no signal.
 
 use serde::{Deserialize, Serialize};
 
@@ -80,8 +81,8 @@ pub struct Egae {
     pub gamma: f64,
     /// Trace decay, 0 to 1.
     pub lambda: f64,
-    /// Whether the value before a cut stands for the one behind it. Without (an ablation that must be worse) a cut looks
-    /// like a failure: the value behind it is 0.
+    /// Whether the value before a cut stands for the one behind it. Without (an ablation that must be worse) a cut
+    /// looks like a failure: the value behind it is 0.
     pub bootstrap: bool,
 }
 
@@ -222,9 +223,9 @@ pub struct Chunk {
     pub finished: bool,
 }
 
-/// Who generates what: `slots` sequences at a time from a queue in which sequence i would end after `lengths[i]` tokens.
-/// Every step each slot generates until `window` new tokens, the sequence's end or `max_len`; who finished leaves and the
-/// next of the queue follows. Chunks by step, those longest in flight first.
+/// Who generates what: `slots` sequences at a time from a queue in which sequence i would end after `lengths[i]`
+/// tokens. Every step each slot generates until `window` new tokens, the sequence's end or `max_len`; who finished
+/// leaves and the next of the queue follows. Chunks by step, those longest in flight first.
 ///
 /// # Errors
 /// A window or slot count of 0.
@@ -274,8 +275,8 @@ mod tests {
     }
 
     proptest! {
-        /// A finished sequence's EGAE is plain GAE; at gamma 1 and without rewards the last token of an unfinished one
-        /// gets exactly 0 and a common shift of all values changes nothing.
+        /// A finished sequence's EGAE is plain GAE; at gamma 1 and without rewards the last token of an unfinished
+        /// one gets exactly 0 and a common shift of all values changes nothing.
         #[test]
         fn gae_in_the_limit_and_nothing_at_the_cut(
             values in proptest::collection::vec(-2.0f64..2.0, 1..9),

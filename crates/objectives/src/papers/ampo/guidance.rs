@@ -72,7 +72,8 @@ impl Guidance {
         reward > self.format_coef + 0.5
     }
 
-    /// Groups that get teachers. `rewards` and `group_ids` [B]; `draw` gives a number in 0..1 per solved group (hybrid).
+    /// Groups that get teachers. `rewards` and `group_ids` [B]; `draw` gives a number in 0..1 per solved group
+    /// (hybrid).
     ///
     /// # Errors
     /// Lengths differ.
@@ -189,8 +190,9 @@ pub struct Injection {
     pub teacher: usize,
 }
 
-/// Which of `teachers` selected teachers goes where: rows in ascending order, row j takes the one at j mod (number left)
-/// of those that are left. `rows` are the chosen rows of a group; more rows than teachers leave the last ones alone.
+/// Which of `teachers` selected teachers goes where: rows in ascending order, row j takes the one at j mod (number
+/// left) of those that are left. `rows` are the chosen rows of a group; more rows than teachers leave the last ones
+/// alone.
 pub fn injected_rows(rows: &[usize], teachers: usize) -> Vec<Injection> {
     let mut rows = rows.to_vec();
     rows.sort_unstable();

@@ -1,8 +1,8 @@
 //! AMPO: Adaptive Multi-Guidance Policy Optimization, "More Than One Teacher" (arXiv 2510.02227).
 //!
-//! Base: Dr.GRPO-style GRPO in the mixed-policy line of LUFFY. New: a pool holds right answers of several teachers per
-//! question. Only where ALL on-policy answers fail, k of them are replaced by teachers' answers: those that the student
-//! understands best, i.e. after whose reasoning it gives the true answer the highest probability.
+//! Base: Dr.GRPO-style GRPO in the mixed-policy line of LUFFY. New: a pool holds right answers of several teachers
+//! per question. Only where ALL on-policy answers fail, k of them are replaced by teachers' answers: those that the
+//! student understands best, i.e. after whose reasoning it gives the true answer the highest probability.
 //!
 //! ```text
 //! reward       (1 - c) correct + c format, c = 0.1; success is a reward above c + 0.5; a teacher's is raised to 1
@@ -14,20 +14,21 @@
 //! loss         sum over all tokens / T  - 0.001 token-mean entropy
 //! ```
 //!
-//! f's gradient with respect to the log-probability is 0.1 p / (p + 0.1)^2: it vanishes at p near 1, is largest (0.25) at
-//! p = 0.1 and never explodes. `teacher_mask` [B, T] is 1 on all response tokens of injected rows, `old_log_probs` come
-//! from the current model for the mixed batch. Groups without teachers stay all-failed, A = 0.
+//! f's gradient with respect to the log-probability is 0.1 p / (p + 0.1)^2: it vanishes at p near 1, is largest
+//! (0.25) at p = 0.1 and never explodes. `teacher_mask` [B, T] is 1 on all response tokens of injected rows,
+//! `old_log_probs` come from the current model for the mixed batch. Groups without teachers stay all-failed, A = 0.
 //!
-//! Source: SII-Enigma/AMPO. The code is followed: sum over T without the number of sequences (so the step grows with the
-//! batch; [`Aggregation::SeqMeanTokenSumNorm`] under one normaliser for all micro-batches, where the authors rescale per
-//! micro-batch). Options of the code that are off by default: statistics of on-policy rows only (`grpo_split`), division
-//! by the spread, other shapes f, bounds of f, a teacher's own probability as denominator. The authors' two
-//! implementations of the teachers' loss ("seq", "token") differ in logged numbers only.
+//! Source: SII-Enigma/AMPO. The code is followed: sum over T without the number of sequences (so the step grows with
+//! the batch; [`Aggregation::SeqMeanTokenSumNorm`] under one normaliser for all micro-batches, where the authors
+//! rescale per micro-batch). Options of the code that are off by default: statistics of on-policy rows only
+//! (`grpo_split`), division by the spread, other shapes f, bounds of f, a teacher's own probability as denominator.
+//! The authors' two implementations of the teachers' loss ("seq", "token") differ in logged numbers only.
 
 mod guidance;
 
 pub use guidance::{
-    Comprehension, Guidance, Injection, Rounding, Strategy, best_k, comprehension, injected_rows, selection_score,
+    Comprehension, Guidance, Injection, Rounding, Strategy, best_k, comprehension, injected_rows,
+    selection_score,
 };
 
 use candle_core::Tensor;
@@ -114,8 +115,8 @@ impl Default for MixedGroup {
 }
 
 impl MixedGroup {
-    /// Advantage of every row, [B]. `rewards`, `group_ids` and `is_teacher` [B]. A single row that makes the baseline has
-    /// mean 0 and spread 1, as in GRPO; nobody at all leaves the group at 0.
+    /// Advantage of every row, [B]. `rewards`, `group_ids` and `is_teacher` [B]. A single row that makes the baseline
+    /// has mean 0 and spread 1, as in GRPO; nobody at all leaves the group at 0.
     ///
     /// # Errors
     /// Lengths differ, a reward that is not finite.
@@ -363,9 +364,9 @@ impl Surrogate for MixedPolicy {
     }
 }
 
-/// The own tokens' loss as the authors log it, from its `per_token` values: the chosen aggregation over tokens that are
-/// valid and not a teacher's. Their mean inside a sequence divides 0 by 0 for a row without such a token, and the whole
-/// number is then logged as 0.
+/// The own tokens' loss as the authors log it, from its `per_token` values: the chosen aggregation over tokens that
+/// are valid and not a teacher's. Their mean inside a sequence divides 0 by 0 for a row without such a token, and the
+/// whole number is then logged as 0.
 pub fn own_loss_logged(per_token: &Table, own: &Table, aggregation: Aggregation) -> f64 {
     let over = |sum: f64, n: f64| if n > 0.0 { sum / n } else { 0.0 };
     let sums: Vec<f64> = (0..own.rows)

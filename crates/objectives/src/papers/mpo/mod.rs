@@ -1,9 +1,9 @@
 //! MPO: Meta Policy Optimization with evolving reward models (arXiv 2504.20157).
 //!
-//! Base: PPO with a value head in TRL's form, KL in the reward. New: the judge's rubric evolves. A reward model scores
-//! every answer item by item under a rubric; every `interval` updates a meta reward model reads recent answers with their
-//! scores, writes refined rubrics, merges them into one, and the reward model goes on with it. The texts' side (scores,
-//! items, merging, which answers are read) is in [`rubric`]; here is the policy's side:
+//! Base: PPO with a value head in TRL's form, KL in the reward. New: the judge's rubric evolves. A reward model
+//! scores every answer item by item under a rubric; every `interval` updates a meta reward model reads recent answers
+//! with their scores, writes refined rubrics, merges them into one, and the reward model goes on with it. The texts'
+//! side (scores, items, merging, which answers are read) is in [`rubric`]; here is the policy's side:
 //!
 //! ```text
 //! seqlen = index of the last kept token;  mask = t <= seqlen;  vmask = t <= seqlen + 1
@@ -19,9 +19,9 @@
 //! mask (a tensor is cleaned there). No entropy bonus, no dual clip.
 //!
 //! Source: minnesotanlp/mpo (TRL's PPO trainer). The scale of the scores grows with the number of rubric items and
-//! returns are not normalised: the value head adapts anew after every change. `rubric_score` can divide by the number of
-//! items (off in the code). Judges' scores are read as numbers, never evaluated as programs; `arithmetic` allows the sums
-//! and products that the authors' fallback would evaluate.
+//! returns are not normalised: the value head adapts anew after every change. `rubric_score` can divide by the number
+//! of items (off in the code). Judges' scores are read as numbers, never evaluated as programs; `arithmetic` allows
+//! the sums and products that the authors' fallback would evaluate.
 
 pub mod rubric;
 
@@ -93,7 +93,11 @@ impl Block for RubricScore {
     }
 
     fn describe(&self) -> String {
-        if self.per_item { "mean score over rubric items".into() } else { "sum of scores over rubric items".into() }
+        if self.per_item {
+            "mean score over rubric items".into()
+        } else {
+            "sum of scores over rubric items".into()
+        }
     }
 }
 

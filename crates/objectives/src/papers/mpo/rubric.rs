@@ -1,5 +1,5 @@
-//! The judge's side of MPO: scores, rubric items, merging of refinements, and which answers the meta judge reads. Pure
-//! functions on texts; who talks to the judges calls them.
+//! The judge's side of MPO: scores, rubric items, merging of refinements, and which answers the meta judge reads.
+//! Pure functions on texts; who talks to the judges calls them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -42,8 +42,8 @@ pub fn total<S: AsRef<str>>(evaluations: &[S], arithmetic: bool) -> f64 {
     evaluations.iter().filter_map(|text| score(text.as_ref(), arithmetic)).sum()
 }
 
-/// The number in the first `<score>` tag. `arithmetic` also reads sums, differences, products, quotients and brackets of
-/// numbers; nothing else is ever evaluated.
+/// The number in the first `<score>` tag. `arithmetic` also reads sums, differences, products, quotients and brackets
+/// of numbers; nothing else is ever evaluated.
 pub fn score(evaluation: &str, arithmetic: bool) -> Option<f64> {
     let inside = between(evaluation, "<score>", "</score>")?.0.trim();
     let value = if arithmetic { Arithmetic::read(inside) } else { plain(inside) };
@@ -183,8 +183,9 @@ pub fn thirds(n: usize) -> [Range<usize>; 3] {
     [0..first, first..second, second..n]
 }
 
-/// Which of `n` answers, sorted by score, the meta judge reads: up to `k` of every third, chosen by `pick(third, count)`.
-/// Once a third has fewer than k, k is as small for the thirds after it; fewer than three answers are all read.
+/// Which of `n` answers, sorted by score, the meta judge reads: up to `k` of every third, chosen by `pick(third,
+/// count)`. Once a third has fewer than k, k is as small for the thirds after it; fewer than three answers are all
+/// read.
 pub fn stratified(
     n: usize,
     mut k: usize,
@@ -233,7 +234,10 @@ mod tests {
         let long = "word ".repeat(SHORTEST_RATIONALE);
         assert_eq!((ethics_guard(3.0, true, &long), ethics_guard(3.0, false, &long)), (3.0, -10.0));
         assert_eq!((ethics_guard(3.0, true, "short"), guided_score(3.0, "short")), (-10.0, 0.0));
-        assert_eq!((guided_score(7.0, &long), answer_only_score(true), answer_only_score(false)), (5.0, 5.0, 0.0));
+        assert_eq!(
+            (guided_score(7.0, &long), answer_only_score(true), answer_only_score(false)),
+            (5.0, 5.0, 0.0)
+        );
         let e = Evolution::default();
         assert!(e.due(10) && e.due(20) && !e.due(9) && !e.due(0));
     }

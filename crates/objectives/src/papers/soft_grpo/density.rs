@@ -160,8 +160,9 @@ impl SoftLikelihood {
 /// softmax over the stored ids of every row, [N, K] with gradient. Equal to the vocabulary's softmax renormalised.
 fn softmax_of(logits: &Tensor, ids: &[u32], k: usize) -> Result<Tensor> {
     let (n, v) = logits.dims2()?;
-    // Flat places: one gather for all rows.
-    let places: Vec<u32> = ids.iter().enumerate().map(|(i, &id)| (i / k * v) as u32 + id).collect();
+    // Places in the flat logits, which may be more than 32 bits count.
+    let place = |(i, &id): (usize, &u32)| (i / k * v) as i64 + i64::from(id);
+    let places: Vec<i64> = ids.iter().enumerate().map(place).collect();
     let places = Tensor::from_vec(places, n * k, logits.device())?;
     let z = logits.flatten_all()?.index_select(&places, 0)?.reshape((n, k))?;
     let top = z.detach().max_keepdim(D::Minus1)?;
@@ -209,7 +210,8 @@ fn digamma(x: f64) -> f64 {
     let y = 1.0 / (x * x);
     let series = y
         * (1.0 / 12.0
-            - y * (1.0 / 120.0 - y * (1.0 / 252.0 - y * (1.0 / 240.0 - y * (1.0 / 132.0 - y * 691.0 / 32760.0)))));
+            - y * (1.0 / 120.0
+                - y * (1.0 / 252.0 - y * (1.0 / 240.0 - y * (1.0 / 132.0 - y * 691.0 / 32760.0)))));
     x.ln() - 0.5 / x - series - below
 }
 
@@ -240,7 +242,8 @@ mod tests {
     /// Discrete rows read the vocabulary and soft rows the stored ids; masked or absurd entries never make a NaN.
     #[test]
     fn rows_of_both_kinds_and_no_nan() {
-        let logits = Var::from_tensor(&matrix(&[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [-900.0, 0.0, 900.0]])).unwrap();
+        let logits =
+            Var::from_tensor(&matrix(&[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [-900.0, 0.0, 900.0]])).unwrap();
         let ids = Tensor::new(&[[2u32, 1], [2, 0], [0, 1]], &Device::Cpu).unwrap();
         let perturbed = matrix(&[[0.3, -0.9], [0.3, 0.0], [f64::NEG_INFINITY, 0.2]]);
         let labels = Tensor::new(&[2u32, 2, 2], &Device::Cpu).unwrap();
@@ -249,8 +252,12 @@ mod tests {
             Noise::Dirichlet { alpha: 1.0, clamp_low: -5.0, clamp_high: 3.0, prob_threshold: 0.05 },
             Noise::Normal { std: 0.05, clamp: 0.15, prob_threshold: 0.05 },
         ] {
-            let tokens =
-                SoftTokens { ids: &ids, perturbed: &perturbed, labels: &labels, discrete: &[false, true, false] };
+            let tokens = SoftTokens {
+                ids: &ids,
+                perturbed: &perturbed,
+                labels: &labels,
+                discrete: &[false, true, false],
+            };
             let log_probs = SoftLikelihood { noise }.log_probs(logits.as_tensor(), tokens).unwrap();
             let values: Vec<f64> = log_probs.to_vec1().unwrap();
             let plain = 2.0 - (1.0 + 1f64.exp() + 2f64.exp()).ln();
@@ -264,7 +271,8 @@ mod tests {
         }
         let far = Tensor::new(&[[3u32, 1], [2, 0], [2, 1]], &Device::Cpu).unwrap();
         let tokens = SoftTokens { ids: &far, perturbed: &perturbed, labels: &labels, discrete: &[false; 3] };
-        let refused = SoftLikelihood::default().log_probs(logits.as_tensor(), tokens).unwrap_err().to_string();
+        let refused =
+            SoftLikelihood::default().log_probs(logits.as_tensor(), tokens).unwrap_err().to_string();
         assert!(refused.contains("ids"), "{refused}");
     }
 

@@ -1,10 +1,10 @@
 //! SofT-GRPO: Gumbel-reparameterised GRPO for soft thinking (arXiv 2511.06411).
 //!
 //! Base: GRPO in verl's form; advantage, clipping, KL and aggregation are unchanged. New: while it thinks, the model
-//! feeds itself a mixture of the embeddings of its top K tokens (a "soft token"). What is random is Gumbel noise on the
-//! log-probabilities of those K, so a position's action is the vector of K perturbed log-probabilities, and its likelihood
-//! is the density of the noise that the current policy would have needed. After the end-of-thinking token positions are
-//! ordinary tokens with ordinary log-probabilities.
+//! feeds itself a mixture of the embeddings of its top K tokens (a "soft token"). What is random is Gumbel noise on
+//! the log-probabilities of those K, so a position's action is the vector of K perturbed log-probabilities, and its
+//! likelihood is the density of the noise that the current policy would have needed. After the end-of-thinking token
+//! positions are ordinary tokens with ordinary log-probabilities.
 //!
 //! ```text
 //! rollout ([`perturb`])
@@ -17,17 +17,19 @@
 //! loss   clip 0.2, dual clip 3, token mean; + 0.001 k3 on the same log-probabilities
 //! ```
 //!
-//! Gradient flows through the logits only; d f_i / d l_i = 1 - exp(-e_i) inside of the clamp, 0 outside, and 0 on average
-//! over unclamped noise. The likelihood is a MEAN over the kept entries, and which are kept may change between old and new
-//! policy: the ratio is no true ratio of densities. `log_probs`, `old_log_probs` and `ref_log_probs` of the batch are all
-//! made by the same function. The rollout's own log-density is not used for the loss.
+//! Gradient flows through the logits only; d f_i / d l_i = 1 - exp(-e_i) inside of the clamp, 0 outside, and 0 on
+//! average over unclamped noise. The likelihood is a MEAN over the kept entries, and which are kept may change
+//! between old and new policy: the ratio is no true ratio of densities. `log_probs`, `old_log_probs` and
+//! `ref_log_probs` of the batch are all made by the same function. The rollout's own log-density is not used for the
+//! loss.
 //!
-//! Source: the authors' repository (sampler, verl actor). Followed: noise on ln p after top-k and top-p (the paper says
-//! logits); renormalisation over the stored ids only, so that an entry that top-p had cut saturates and still counts
-//! (`SoftLikelihood` sees no p; leave such entries out of the stored ids to have it clean). Where we differ: discrete rows
-//! have a flag of their own, as token 0 is a real token and a single stored id would always look discrete
-//! ([`looks_discrete`] is the authors' rule); a row without a kept entry scores 0 instead of 0 / 0; nothing ever falls
-//! back to discrete log-probabilities silently. The ablations with Dirichlet and Gaussian noise are the other two kinds.
+//! Source: the authors' repository (sampler, verl actor). Followed: noise on ln p after top-k and top-p (the paper
+//! says logits); renormalisation over the stored ids only, so that an entry that top-p had cut saturates and still
+//! counts (`SoftLikelihood` sees no p; leave such entries out of the stored ids to have it clean). Where we differ:
+//! discrete rows have a flag of their own, as token 0 is a real token and a single stored id would always look
+//! discrete ([`looks_discrete`] is the authors' rule); a row without a kept entry scores 0 instead of 0 / 0; nothing
+//! ever falls back to discrete log-probabilities silently. The ablations with Dirichlet and Gaussian noise are the
+//! other two kinds.
 
 mod density;
 mod rollout;

@@ -53,8 +53,8 @@ pub struct Perturbed {
     pub log_prob: f64,
 }
 
-/// Top-k, then top-p, each renormalised: ids and probabilities of the K most probable tokens, falling. Entries that top-p
-/// cut have probability 0; the token that crosses `top_p` stays. `probs` [V].
+/// Top-k, then top-p, each renormalised: ids and probabilities of the K most probable tokens, falling. Entries that
+/// top-p cut have probability 0; the token that crosses `top_p` stays. `probs` [V].
 pub fn candidates(probs: &[f64], top_k: usize, top_p: f64) -> (Vec<usize>, Vec<f64>) {
     let mut ids: Vec<usize> = (0..probs.len()).collect();
     ids.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]));
@@ -109,8 +109,12 @@ pub fn perturb(probs: &[f64], exponential: &[f64], settings: &GumbelNoise) -> Re
     let mut order: Vec<usize> = (0..probs.len()).collect();
     // The softmax rises with its argument, so this sorts by weight as well, and breaks the ties of underflow.
     order.sort_by(|&a, &b| all[b].total_cmp(&all[a]));
-    let kept: Vec<f64> =
-        logs.iter().zip(&gumbels).filter(|(l, _)| **l > s.mask_log_threshold).map(|(_, g)| -g - (-g).exp()).collect();
+    let kept: Vec<f64> = logs
+        .iter()
+        .zip(&gumbels)
+        .filter(|(l, _)| **l > s.mask_log_threshold)
+        .map(|(_, g)| -g - (-g).exp())
+        .collect();
     Ok(Perturbed {
         weights: order.iter().map(|&i| weights[i]).collect(),
         perturbed: order.iter().map(|&i| all[i]).collect(),
@@ -149,8 +153,8 @@ pub fn mixture_weights(perturbed: &Table, discrete: &[bool], tau: f64) -> Result
     Ok(Table { values, ..*perturbed })
 }
 
-/// Input embeddings of soft tokens, [N, E], without gradient: sum_k weights [N, K] times the rows `ids` [N, K] (u32) of
-/// `embeddings` [V, E].
+/// Input embeddings of soft tokens, [N, E], without gradient: sum_k weights [N, K] times the rows `ids` [N, K] (u32)
+/// of `embeddings` [V, E].
 ///
 /// # Errors
 /// Shapes that do not fit, ids outside of the table.
@@ -161,7 +165,8 @@ pub fn soft_embeddings(embeddings: &Tensor, ids: &Tensor, weights: &Table) -> Re
         let expected = format!("[{}, {}], like the weights", weights.rows, weights.cols);
         return Err(Error::Shape { name: "ids", got: vec![n, k], expected });
     }
-    let rows = embeddings.index_select(&ids.flatten_all()?, 0)?.reshape((n, k, embeddings.dim(D::Minus1)?))?;
+    let rows =
+        embeddings.index_select(&ids.flatten_all()?, 0)?.reshape((n, k, embeddings.dim(D::Minus1)?))?;
     let weights = weights.to_tensor(&embeddings)?.unsqueeze(D::Minus1)?;
     Ok(rows.broadcast_mul(&weights)?.sum(1)?)
 }

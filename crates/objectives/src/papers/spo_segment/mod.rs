@@ -2,11 +2,11 @@
 //!
 //! Base: PPO without a critic. New: advantages of contiguous segments of a response, from Monte-Carlo values at the
 //! segments' ends; finer than one number per response, without a value network. Chain: segments are cut before tokens
-//! that were unsure, one value per cut. Tree: segments of fixed length in a branching tree whose leaves' rewards give all
-//! values at once. Both update on unsure tokens only:
+//! that were unsure, one value per cut. Tree: segments of fixed length in a branching tree whose leaves' rewards give
+//! all values at once. Both update on unsure tokens only:
 //!
 //! ```text
-//! chain   cuts C = { t - 1 : p_t < 0.9 }, every `interval`-th;  V(c) = mean reward of M continuations of tokens 0..=c
+//! chain   cuts C = { t - 1 : p_t < 0.9 }, every `interval`-th;  V(c) = mean reward of M continuations of 0..=c
 //!         A_segment = V(its end) - V(the end before it), 0 for the first when there is no V(-1); 0 where p_t > 0.9
 //! tree    A = value(child) - value(parent); value(parent) = plain mean of its children; grpo: over their std + 1e-8
 //! pm      = response_mask and exp(old_log_probs) < 0.9
@@ -24,16 +24,18 @@
 //! (`whiten.per_update` is the authors' form); a batch of confident tokens only has loss 0 where theirs is 0 / 0. As
 //! theirs: a token of p = 0.9 exactly keeps its advantage and is masked; the KL is a sum over tokens and a mean over
 //! sequences; a tree's early leaf weighs like a whole sub-tree. The batch must hold the training model's
-//! `old_log_probs`, not the sampler's. With mini-batches the mean over unsure tokens divides by their share in the whole
-//! batch times the mini-batch's tokens. Their extra bonus and loss variants are not part of the paper.
+//! `old_log_probs`, not the sampler's. With mini-batches the mean over unsure tokens divides by their share in the
+//! whole batch times the mini-batch's tokens. Their extra bonus and loss variants are not part of the paper.
 
 mod segments;
 mod tree;
 
-pub use segments::{ChainSampling, ChainSegments, CUTPOINTS, SEGMENT_VALUES, cutpoints, segment_advantages, segment_value};
+pub use segments::{
+    CUTPOINTS, ChainSampling, ChainSegments, SEGMENT_VALUES, cutpoints, segment_advantages, segment_value,
+};
 pub use tree::{
-    Edge, EdgeMethod, EdgesThatTeach, NODE_VALUES, PARENT_VALUES, Replay, SIBLING_SPREADS, Sample, Tree, TreeEdges,
-    replay,
+    Edge, EdgeMethod, EdgesThatTeach, NODE_VALUES, PARENT_VALUES, Replay, SIBLING_SPREADS, Sample, Tree,
+    TreeEdges, replay,
 };
 
 use candle_core::Tensor;
@@ -167,7 +169,8 @@ fn log_ratio(batch: &Batch, flags: &Table, limit: f64) -> Result<Tensor> {
     clamp(&keep_where(&d, flags)?, -limit, limit)
 }
 
-/// Whether the policy has moved so far that a batch is skipped: mean ratio of the tokens that take part above `limit`.
+/// Whether the policy has moved so far that a batch is skipped: mean ratio of the tokens that take part above
+/// `limit`.
 fn too_far(batch: &Batch, flags: &Table, clamp_at: f64, limit: f64) -> Result<bool> {
     let d = Table::from_tensor(&log_ratio(batch, flags, clamp_at)?.detach())?;
     let n: f64 = flags.values.iter().sum();
@@ -337,7 +340,8 @@ mod tests {
         (var, batch)
     }
 
-    /// Confident tokens get no gradient; a batch of nothing else has loss 0; a policy far away is skipped, KL included.
+    /// Confident tokens get no gradient; a batch of nothing else has loss 0; a policy far away is skipped, KL
+    /// included.
     #[test]
     fn who_takes_part() {
         let run = |old: &[Vec<f64>], moved: f64| {

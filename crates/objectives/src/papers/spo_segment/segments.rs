@@ -9,12 +9,14 @@ use crate::state::State;
 use crate::table::Table;
 
 /// Index of the last token of every valued prefix, rising; -1 is the bare prompt. Whole numbers.
-pub const CUTPOINTS: Input = Input::new("cutpoints", "[B] lists", "last token of every valued prefix, -1 the prompt");
+pub const CUTPOINTS: Input =
+    Input::new("cutpoints", "[B] lists", "last token of every valued prefix, -1 the prompt");
 /// Monte-Carlo value of every cutpoint.
-pub const SEGMENT_VALUES: Input = Input::new("segment_values", "[B] lists", "Monte-Carlo value of every cutpoint");
+pub const SEGMENT_VALUES: Input =
+    Input::new("segment_values", "[B] lists", "Monte-Carlo value of every cutpoint");
 
-/// Cuts of a response from its tokens' log-probabilities: the token before every one of probability below `threshold`,
-/// then every `interval`-th of those, starting with the first. Rising, each in -1..=n - 2.
+/// Cuts of a response from its tokens' log-probabilities: the token before every one of probability below
+/// `threshold`, then every `interval`-th of those, starting with the first. Rising, each in -1..=n - 2.
 pub fn cutpoints(old_log_probs: &[f64], threshold: f64, interval: usize) -> Vec<i64> {
     let unsure = (-1..).zip(old_log_probs).filter(|(_, p)| p.exp() < threshold);
     unsure.map(|(before, _)| before).step_by(interval.max(1)).collect()
@@ -26,8 +28,8 @@ pub fn segment_value(rewards: &[f64]) -> f64 {
 }
 
 /// Advantage of every token of a response. `cutpoints` and their `values`, `reward` the outcome at the last token. A
-/// segment reaches from behind one boundary up to and including the next; without a value of the bare prompt the first
-/// segment gets 0. Tokens of probability above `threshold` get 0.
+/// segment reaches from behind one boundary up to and including the next; without a value of the bare prompt the
+/// first segment gets 0. Tokens of probability above `threshold` get 0.
 ///
 /// # Errors
 /// [`Error::Invalid`]: cuts that do not rise inside of -1..=n - 2, not one value per cut.

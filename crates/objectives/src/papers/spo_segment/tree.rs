@@ -9,7 +9,8 @@ use crate::state::State;
 use crate::table::Table;
 
 /// Value of the node that a sequence is.
-pub const NODE_VALUES: Input = Input::new("node_values", "[B]", "value of the tree's node that a sequence is");
+pub const NODE_VALUES: Input =
+    Input::new("node_values", "[B]", "value of the tree's node that a sequence is");
 /// Value of its parent.
 pub const PARENT_VALUES: Input = Input::new("parent_values", "[B]", "value of the node's parent");
 /// Biased standard deviation of the values of the parent's children.
@@ -69,8 +70,8 @@ fn teaches(advantage: f64, child: f64, parent: f64) -> bool {
 }
 
 impl Tree {
-    /// Values of all nodes. `parents` holds -1 for node 0 and an earlier node for all others; `is_leaf` and the leaves'
-    /// `rewards` are per node.
+    /// Values of all nodes. `parents` holds -1 for node 0 and an earlier node for all others; `is_leaf` and the
+    /// leaves' `rewards` are per node.
     ///
     /// # Errors
     /// Lengths differ; a parent that does not come before its child or is a leaf; an inner node without children.
@@ -93,7 +94,9 @@ impl Tree {
                     known.push(parent);
                     children[parent].push(child);
                 }
-                _ => return invalid(format!("node {child} has the parent {parent}, no inner node before it")),
+                _ => {
+                    return invalid(format!("node {child} has the parent {parent}, no inner node before it"));
+                }
             }
         }
         let (mut values, mut spreads) = (rewards.to_vec(), vec![0.0; n]);
@@ -104,8 +107,7 @@ impl Tree {
             };
             let count = of.len() as f64;
             // Equal values are their own mean, without rounding.
-            let mean =
-                if of.iter().all(|x| *x == first) { first } else { of.iter().sum::<f64>() / count };
+            let mean = if of.iter().all(|x| *x == first) { first } else { of.iter().sum::<f64>() / count };
             values[node] = mean;
             spreads[node] = (of.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count).sqrt();
         }
