@@ -86,11 +86,15 @@ pub const EMBEDDINGS: Input =
     Input::new("embeddings", "[B, E]", "vector of every sequence from a frozen encoder");
 /// How close to its goal a sequence came, as a reward block sees it.
 pub const PROGRESS: Input = Input::new("progress", "[B]", "how close to its goal every sequence came, 0 to 1");
-/// The critic's values now, with gradient; [`VALUES`] are those of the rollout.
-pub const VALUE_PREDICTIONS: Input =
-    Input::new("value_predictions", "[B, T]", "a critic's value of every position now, with gradient");
-/// What the critic should have said.
-pub const RETURNS: Input = Input::new("returns", "[B, T]", "returns that the critic learns");
+/// Values of the critic that is trained; [`VALUES`] are those of the rollout. Not cleaned outside of the mask: TRL's
+/// critic also learns the position after the last token.
+pub const VALUE_PREDICTIONS: Input = Input::new(
+    "value_predictions",
+    "[B, T], beyond the mask too",
+    "values of the critic that is trained, with gradient",
+);
+/// What the values should be.
+pub const RETURNS: Input = Input::new("returns", "[B, T] of numbers", "targets of the critic's values");
 /// Pair of every sequence; the preferred one stands first.
 pub const PAIR_IDS: Input =
     Input::new("pair_ids", "[B]", "which two sequences are compared, preferred one first");

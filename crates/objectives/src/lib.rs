@@ -16,6 +16,7 @@ pub mod batch;
 pub mod block;
 pub mod composition;
 pub mod conformance;
+pub mod critic;
 pub mod diffusion;
 pub mod error;
 pub mod filter;

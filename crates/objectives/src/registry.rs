@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae, StreamReturns, TurnGae};
+use crate::advantage::{Gae, GroupNorm, LeaveOneOut, StreamGae, StreamReturns, TurnGae, WhitenAdvantages};
 use crate::block::BlockKind;
 use crate::composition::Composition;
+use crate::critic::{ClippedValue, ValueTargets};
 use crate::error::{Error, Result};
 use crate::filter::{AccuracyFilter, VaryingGroups};
 use crate::objective::Objective;
@@ -29,6 +30,10 @@ const SHARED: &[BlockKind] = &[
     BlockKind::surrogate::<ReferenceFree>(),
     BlockKind::regularizer::<Kl>(),
     BlockKind::regularizer::<EntropyBonus>(),
+    BlockKind::weight::<WhitenAdvantages>(),
+    BlockKind::weight::<ValueTargets>(),
+    BlockKind::surrogate::<ClippedValue>(),
+    BlockKind::regularizer::<ClippedValue>(),
 ];
 
 /// Every block: the shared ones and what each paper invents.

@@ -17,4 +17,4 @@ pub use reinforce::{
     reinforce_plus_plus_baseline, remax,
 };
 pub use stream::{EPISODE_STARTS, NEXT_VALUES, StreamGae, StreamReturns, standardise, stream_gae};
-pub use whiten::{Whiten, masked_mean, masked_whiten};
+pub use whiten::{Whiten, WhitenAdvantages, masked_mean, masked_standardise, masked_whiten};

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{Batch, Signals};
+use crate::block::{Block, Kind, TokenRule};
 use crate::error::{Error, Result};
+use crate::state::State;
 use crate::table::Table;
 
 /// How to whiten.
@@ -54,4 +57,83 @@ pub fn masked_whiten(x: &Table, mask: &Table, settings: &Whiten) -> Result<Table
     let back = if settings.shift_mean { 0.0 } else { mean };
     let values = x.values.iter().map(|x| (x - mean) * scale + back).collect();
     Ok(Table { values, ..*x })
+}
+
+/// (x - mu) / sqrt(var + epsilon) at every position, with mean and variance over the tokens where `mask` is not 0 and
+/// nothing added to their count (TRL). Fewer than two such tokens have no spread: all results are 0.
+///
+/// # Errors
+/// Shapes differ.
+pub fn masked_standardise(x: &Table, mask: &Table, epsilon: f64, unbiased: bool) -> Result<Table> {
+    x.same_shape("values", mask)?;
+    let valid = || x.values.iter().zip(&mask.values).filter(|(_, m)| **m != 0.0).map(|(x, _)| *x);
+    let n = valid().count() as f64;
+    if n < 2.0 {
+        return Ok(x.filled(0.0));
+    }
+    let mean = valid().sum::<f64>() / n;
+    let squares: f64 = valid().map(|x| (x - mean) * (x - mean)).sum();
+    let variance = squares / if unbiased { n - 1.0 } else { n };
+    // Equal values may miss their own mean by a rounding, which a small epsilon would blow up.
+    let first = valid().next();
+    let constant = valid().all(|x| Some(x) == first);
+    let scale = if constant { 0.0 } else { 1.0 / (variance + epsilon).sqrt() };
+    Ok(Table { values: x.values.iter().map(|x| (x - mean) * scale).collect(), ..*x })
+}
+
+/// Advantages standardised over the tokens that take part: valid and of a weight that is not 0; all valid tokens
+/// where none has one. Stands behind the rules that set weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WhitenAdvantages {
+    /// Added to the variance, 0 or more.
+    pub epsilon: f64,
+    /// Whether the variance is divided by N - 1.
+    pub unbiased: bool,
+    /// Over the sequences of every (micro-)batch anew instead of once over the whole batch.
+    pub per_update: bool,
+}
+
+impl Default for WhitenAdvantages {
+    fn default() -> Self {
+        Self { epsilon: 1e-8, unbiased: true, per_update: false }
+    }
+}
+
+impl WhitenAdvantages {
+    fn apply(&self, mask: &Table, signals: &mut Signals) -> Result<()> {
+        signals.weights.same_shape("weights", mask)?;
+        let both = signals.weights.values.iter().zip(&mask.values);
+        let taken: Vec<f64> = both.map(|(w, m)| f64::from(u8::from(*w != 0.0 && *m != 0.0))).collect();
+        let support = if taken.contains(&1.0) { &Table { values: taken, ..*mask } } else { mask };
+        signals.advantages = masked_standardise(&signals.advantages, support, self.epsilon, self.unbiased)?;
+        Ok(())
+    }
+}
+
+impl Block for WhitenAdvantages {
+    fn validate(&self) -> Result<()> {
+        if self.epsilon >= 0.0 && self.epsilon.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Setting { name: "epsilon", got: self.epsilon, expected: "0 or more" })
+    }
+
+    fn describe(&self) -> String {
+        format!("advantages standardised over the {}", if self.per_update { "micro-batch" } else { "batch" })
+    }
+}
+
+impl Kind for WhitenAdvantages {
+    const KIND: &'static str = "whiten";
+}
+
+impl TokenRule for WhitenAdvantages {
+    fn prepare(&self, batch: &Batch, signals: &mut Signals, _state: &mut State) -> Result<()> {
+        if self.per_update { Ok(()) } else { self.apply(batch.mask(), signals) }
+    }
+
+    fn update(&self, batch: &Batch, signals: &mut Signals, _state: &State) -> Result<()> {
+        if self.per_update { self.apply(batch.mask(), signals) } else { Ok(()) }
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::case::{Case, Failure, Outcome, Outputs, spelled};
+use super::case::{Case, Failure, Outcome, Outputs, code};
 use crate::advantage::{GroupBaseline, LeaveOneOut};
 use crate::batch::{Batch, GROUP_IDS, REWARDS};
 use crate::block::Advantage;
@@ -111,7 +111,7 @@ fn parse(case: &Case) -> Outcome {
     let (benchmarks, samples): (Vec<String>, Vec<Value>) = (case.input("benchmark")?, case.input("samples")?);
     let standard = samples.iter().zip(&benchmarks).map(|(sample, name)| standardise(sample, name));
     let standard = standard.collect::<Result<Vec<_>, _>>()?;
-    Ok(Outputs::from([("standardised", spelled(&as_json(standard)?))]))
+    Ok(Outputs::from([("standardised", code(&as_json(standard)?))]))
 }
 
 fn statistics(case: &Case) -> Outcome {
@@ -121,7 +121,7 @@ fn statistics(case: &Case) -> Outcome {
     let judged: Vec<Judgement> =
         responses.iter().zip(&targets).map(|(response, target)| judge(response, target, think)).collect();
     let all = Statistics::of(judged.iter().zip(groups.iter().map(Vec::as_slice)));
-    Ok(Outputs::from([("per_sample", spelled(&as_json(judged)?)), ("statistics", spelled(&as_json(all)?))]))
+    Ok(Outputs::from([("per_sample", code(&as_json(judged)?)), ("statistics", code(&as_json(all)?))]))
 }
 
 #[derive(Deserialize)]
@@ -158,9 +158,9 @@ fn pointing(case: &Case) -> Outcome {
     }
     let overall = ScreenSpotPro::of(pairs().map(|(pair, _)| pair));
     Ok(Outputs::from([
-        ("correctness", spelled(&as_json(verdicts.clone())?)),
-        ("overall", spelled(&as_json(overall)?)),
-        ("by_group", spelled(&as_json(by_group)?)),
+        ("correctness", code(&as_json(verdicts.clone())?)),
+        ("overall", code(&as_json(overall)?)),
+        ("by_group", code(&as_json(by_group)?)),
     ]))
 }
 
@@ -186,8 +186,8 @@ fn mmbench_scores(case: &Case) -> Outcome {
         "Basic accuracy": level("basic"),
         "Advanced accuracy": level("advanced"),
     });
-    let per_platform = spelled(&as_json(&scores.platforms)?);
-    Ok(Outputs::from([("summary", spelled(&summary)), ("per_platform", per_platform)]))
+    let per_platform = code(&as_json(&scores.platforms)?);
+    Ok(Outputs::from([("summary", code(&summary)), ("per_platform", per_platform)]))
 }
 
 fn osworld(case: &Case) -> Outcome {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, spelled, values};
+use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
 use crate::advantage::{GroupNorm, Spread};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, Signals};
@@ -84,7 +84,7 @@ fn replay(case: &Case) -> Outcome {
             "buffer_after": after,
         }));
     }
-    Ok(Outputs::from([("iterations", spelled(&Value::Array(out)))]))
+    Ok(Outputs::from([("iterations", code(&Value::Array(out)))]))
 }
 
 fn advantages(case: &Case) -> Outcome {
@@ -143,13 +143,13 @@ fn parse(case: &Case) -> Outcome {
     let responses: Vec<String> = case.input("responses")?;
     let results: Vec<_> = responses.iter().map(|r| agent.parse(r)).collect();
     let results = serde_json::to_value(results).map_err(|e| Failure::Missing(e.to_string()))?;
-    Ok(Outputs::from([("results", spelled(&results))]))
+    Ok(Outputs::from([("results", code(&results))]))
 }
 
 fn box_tokens(case: &Case) -> Outcome {
     let responses: Vec<String> = case.input("responses")?;
     let marked: Vec<String> = responses.iter().map(|r| add_box_tokens(r)).collect();
-    Ok(Outputs::from([("with_tokens", spelled(&json!(marked)))]))
+    Ok(Outputs::from([("with_tokens", code(&json!(marked)))]))
 }
 
 fn resize(case: &Case) -> Outcome {

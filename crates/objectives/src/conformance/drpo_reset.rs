@@ -12,7 +12,8 @@ use crate::papers::drpo_reset::{
     FORCED, ResetMask, SCORE_INDEX, TerminalScore, forced_tokens, longest_prefix, reference_length, truncate,
 };
 use crate::state::State;
-use crate::surrogate::{ClippedRatio, ValueLoss, clipped_value_loss};
+use crate::critic::ClippedValue;
+use crate::surrogate::{ClippedRatio, clipped_value_loss};
 
 pub(super) fn run(case: &Case) -> Outcome {
     match case.function.as_str() {
@@ -104,7 +105,7 @@ fn loss(case: &Case) -> Outcome {
         .with(FORCED, case.table("reset_mask")?)?;
     let clip: f64 = case.param("cliprange")?;
     let ratio = ClippedRatio { clip_low: clip, clip_high: clip, dual_clip: None };
-    let value = ValueLoss {
+    let value = ClippedValue {
         coef: case.param("vf_coef")?,
         clip: case.param("cliprange_value")?,
         aggregation: Some(Aggregation::TokenMean),
@@ -116,7 +117,7 @@ fn loss(case: &Case) -> Outcome {
     let whole = batch.normaliser();
     let parts = objective.loss(&batch, &signals, &whole, &State::default())?;
     let (old, returns) = (batch.tensor(VALUES)?, batch.tensor(RETURNS)?);
-    let (per_token, _) = clipped_value_loss(critic.as_tensor(), &old, &returns, value.clip_range)?;
+    let (per_token, _) = clipped_value_loss(critic.as_tensor(), &old, &returns, value.clip)?;
     let value_loss = Aggregation::TokenMean.apply(&per_token, batch.mask(), &whole)?;
     Ok(Outputs::from([
         ("loss", values(&parts.loss)?),

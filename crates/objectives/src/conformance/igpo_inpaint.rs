@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, spelled, values};
+use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
 use super::model_dllm::sizes;
 use crate::advantage::{GroupNorm, Spread, group_norm};
 use crate::aggregation::Aggregation;
@@ -166,6 +166,6 @@ fn rewards(case: &Case) -> Outcome {
     let texts = case.texts("texts")?;
     Ok(Outputs::from([
         ("format_reward", texts.iter().map(|text| format.score(text)).collect()),
-        ("first_boxed", spelled(&texts.iter().map(|text| json!(first_boxed(text).unwrap_or(""))).collect())),
+        ("first_boxed", code(&texts.iter().map(|text| json!(first_boxed(text).unwrap_or(""))).collect())),
     ]))
 }

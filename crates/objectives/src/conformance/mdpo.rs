@@ -17,7 +17,7 @@ use crate::papers::mdpo::{
     gaussian_log_prob, log_q, step_size,
 };
 use crate::state::State;
-use crate::surrogate::{ValueLoss};
+use crate::critic::ClippedValue;
 use crate::table::Table;
 
 pub(super) fn run(case: &Case) -> Outcome {
@@ -99,7 +99,7 @@ fn categorical(case: &Case) -> Outcome {
 fn value_loss(case: &Case) -> Outcome {
     let critic = case.var("values")?;
     let rows = critic.elem_count();
-    let block = ValueLoss {
+    let block = ClippedValue {
         coef: 2.0,
         clip: case.param("cliprange_value")?,
         aggregation: Some(Aggregation::TokenMean),

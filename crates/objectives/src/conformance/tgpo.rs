@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use serde_json::json;
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, spelled, values};
+use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
 use super::model_dllm::sizes;
 use crate::papers::tgpo::dynamics::{Speed, linear, unicycle};
 use crate::papers::tgpo::ground::best_allocation;
@@ -76,9 +76,9 @@ fn grounding(case: &Case) -> Outcome {
     let best = best_allocation(&formula, &trace, left)?;
     let rho = formula.robustness(&trace, left)?;
     let subgoals = best.grounding.subgoals.iter().map(|goal| json!([goal.formula.text(), goal.time]));
-    let reach = spelled(&subgoals.collect());
+    let reach = code(&subgoals.collect());
     let kept = best.grounding.invariances.iter();
-    let invariance = spelled(&kept.map(|inv| json!([inv.formula.text(), inv.start, inv.end])).collect());
+    let invariance = code(&kept.map(|inv| json!([inv.formula.text(), inv.start, inv.end])).collect());
     Ok(Outputs::from([
         ("allocations", vec![best.allocations as f64]),
         ("best_value", vec![finite(best.value)]),

@@ -32,7 +32,8 @@ use crate::block::{Block, BlockKind, Kind, Reward, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::state::State;
-use crate::surrogate::{ClippedRatio, ValueLoss};
+use crate::critic::ClippedValue;
+use crate::surrogate::ClippedRatio;
 use crate::table::Table;
 
 /// Where the outcome is placed.
@@ -61,7 +62,7 @@ pub fn recipe() -> Composition {
         .reward(&StreamReturns { gamma: gae.gamma, lambda: gae.lambda, streams: false })
         .advantage(&gae)
         .weight(&ResetMask::default())
-        .regularizer(&ValueLoss { coef: 0.1, clip: 0.2, aggregation: Some(Aggregation::TokenMean) })
+        .regularizer(&ClippedValue { coef: 0.1, clip: 0.2, aggregation: Some(Aggregation::TokenMean) })
 }
 
 /// Added to variances before their root.

@@ -17,7 +17,7 @@ pub use preference::{
 pub use sequence::{GeoMean, Gspo, geo_mean, gspo};
 pub(crate) use token::soft_gate;
 pub use token::{Cispo, PolicyGradient, Sapo, cispo, gpg, sapo};
-pub use value::{Returns, ValueLoss, clipped_value_loss};
+pub use value::clipped_value_loss;
 
 use candle_core::Tensor;
 

@@ -1,16 +1,9 @@
-//! The critic's loss, clipped around its rollout-time prediction (verl `compute_value_loss`), and the returns that it
-//! learns.
+//! The critic's clipped regression, in verl's form. [`ClippedValue`](crate::critic::ClippedValue) is the block.
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
-use super::{check_at_least, larger};
-use crate::advantage::{Gae, gae};
-use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, RETURNS, Signals, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES};
-use crate::block::{Block, Kind, Regularizer, Terms, TokenRule};
+use super::larger;
 use crate::error::{Error, Result};
-use crate::state::State;
 
 /// Per-token 0.5 max((v - R)^2, (clamp(v, v_old - c, v_old + c) - R)^2), and 1 where the clipped branch was strictly
 /// larger; both [B, T]. Gradient through `values` only.
@@ -36,102 +29,4 @@ pub fn clipped_value_loss(
     let clipped = (near - &returns)?.sqr()?;
     let cut = clipped.gt(&plain)?.to_dtype(plain.dtype())?;
     Ok(((larger(&plain, &clipped)? * 0.5)?, cut))
-}
-
-/// GAE's returns, A + V before whitening, for [`ValueLoss`]. Use the settings of the advantage.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Returns {
-    /// Discount per token.
-    pub gamma: f64,
-    /// Trace decay.
-    pub lambda: f64,
-}
-
-impl Default for Returns {
-    fn default() -> Self {
-        Self { gamma: 1.0, lambda: 1.0 }
-    }
-}
-
-impl Block for Returns {
-    fn needs(&self) -> Vec<Input> {
-        vec![TOKEN_REWARDS, VALUES]
-    }
-
-    fn gives(&self) -> Vec<Input> {
-        vec![RETURNS]
-    }
-
-    fn describe(&self) -> String {
-        format!("returns of GAE (gamma {}, lambda {})", self.gamma, self.lambda)
-    }
-}
-
-impl Kind for Returns {
-    const KIND: &'static str = "gae_returns";
-}
-
-impl TokenRule for Returns {
-    fn prepare(&self, batch: &Batch, signals: &mut Signals, _state: &mut State) -> Result<()> {
-        let settings = Gae { gamma: self.gamma, lambda: self.lambda, whiten: false };
-        let (_, returns) = gae(&batch.table(TOKEN_REWARDS)?, &batch.table(VALUES)?, batch.mask(), &settings)?;
-        signals.extra.insert(RETURNS.name.into(), returns);
-        Ok(())
-    }
-}
-
-/// coef * the clipped value loss, for a critic that is trained together with the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ValueLoss {
-    /// Weight, 0 or more.
-    pub coef: f64,
-    /// How far a value may profit from moving away from that of the rollout, 0 or more.
-    pub clip: f64,
-    /// Aggregation, where it is not the surrogate's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub aggregation: Option<Aggregation>,
-}
-
-impl Default for ValueLoss {
-    fn default() -> Self {
-        Self { coef: 1.0, clip: 0.5, aggregation: None }
-    }
-}
-
-impl Block for ValueLoss {
-    fn needs(&self) -> Vec<Input> {
-        vec![VALUE_PREDICTIONS, VALUES, RETURNS]
-    }
-
-    fn validate(&self) -> Result<()> {
-        check_at_least("coef", self.coef, 0.0, "0 or more")?;
-        check_at_least("clip", self.clip, 0.0, "0 or more")
-    }
-
-    fn describe(&self) -> String {
-        format!("{} value loss, clipped at {}", self.coef, self.clip)
-    }
-}
-
-impl Kind for ValueLoss {
-    const KIND: &'static str = "value_loss";
-}
-
-impl Regularizer for ValueLoss {
-    fn terms(&self, batch: &Batch, signals: &Signals, _state: &State) -> Result<Terms> {
-        let values = batch.tensor(VALUE_PREDICTIONS)?;
-        let returns = match signals.extra.get(RETURNS.name) {
-            Some(returns) => returns.to_tensor(&values)?,
-            None => batch.tensor(RETURNS)?,
-        };
-        let old = batch.tensor(VALUES)?.to_dtype(values.dtype())?;
-        let (per_token, _) = clipped_value_loss(&values, &old, &returns, self.clip)?;
-        Ok(Terms::Tokens((per_token * self.coef)?))
-    }
-
-    fn aggregation(&self) -> Option<Aggregation> {
-        self.aggregation
-    }
 }

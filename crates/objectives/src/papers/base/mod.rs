@@ -6,7 +6,7 @@ use crate::advantage::{Gpg, Opo, PassAtK, ReinforcePlusPlus, ReinforcePlusPlusBa
 use crate::block::BlockKind;
 use crate::filter::VaryingSuccess;
 use crate::shaping::{DapoOverlong, KlInReward, SoftOverlong, Terminal};
-use crate::surrogate::{Cispo, GeoMean, Gspo, KlCov, PolicyGradient, Returns, Sapo, ValueLoss};
+use crate::surrogate::{Cispo, GeoMean, Gspo, KlCov, PolicyGradient, Sapo};
 use crate::trl::{OffPolicyMask, TopEntropy, TrlKl, TrlNorm, TrlSurrogate};
 
 /// The vectors of all of them.
@@ -26,7 +26,6 @@ pub const BLOCKS: &[BlockKind] = &[
     BlockKind::advantage::<ReinforcePlusPlusBaseline>(),
     BlockKind::advantage::<Remax>(),
     BlockKind::advantage::<TrlNorm>(),
-    BlockKind::weight::<Returns>(),
     BlockKind::weight::<TopEntropy>(),
     BlockKind::weight::<OffPolicyMask>(),
     BlockKind::surrogate::<Gspo>(),
@@ -36,7 +35,6 @@ pub const BLOCKS: &[BlockKind] = &[
     BlockKind::surrogate::<PolicyGradient>(),
     BlockKind::surrogate::<KlCov>(),
     BlockKind::surrogate::<TrlSurrogate>(),
-    BlockKind::regularizer::<ValueLoss>(),
     BlockKind::regularizer::<TrlKl>(),
 ];
 

@@ -16,7 +16,8 @@ use crate::advantage::Gae;
 use crate::aggregation::Aggregation;
 use crate::composition::Composition;
 use crate::shaping::Terminal;
-use crate::surrogate::{ClippedRatio, Returns, ValueLoss};
+use crate::critic::{ClippedValue, ValueTargets};
+use crate::surrogate::ClippedRatio;
 
 /// The paper.
 pub const PAPER: Paper = Paper {
@@ -36,6 +37,6 @@ pub fn recipe() -> Composition {
     Composition::new(&ClippedRatio::default(), Aggregation::TokenMean)
         .reward(&Terminal {})
         .advantage(&gae)
-        .weight(&Returns { gamma: gae.gamma, lambda: gae.lambda })
-        .regularizer(&ValueLoss::default())
+        .weight(&ValueTargets { gamma: gae.gamma, lambda: gae.lambda, one_longer: false })
+        .regularizer(&ClippedValue { clip: 0.5, ..ClippedValue::default() })
 }

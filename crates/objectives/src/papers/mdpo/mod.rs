@@ -35,7 +35,7 @@ use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::kl::clamp;
 use crate::state::State;
-use crate::surrogate::ValueLoss;
+use crate::critic::ClippedValue;
 use crate::table::Table;
 
 /// KL of every decision's distribution from the one that sampled.
@@ -77,7 +77,7 @@ pub fn recipe() -> Composition {
         .reward(&StreamReturns::default())
         .advantage(&StreamGae::default())
         .regularizer(&MirrorKl::default())
-        .regularizer(&ValueLoss { coef: 2.0, clip: 0.2, aggregation: Some(Aggregation::TokenMean) })
+        .regularizer(&ClippedValue { coef: 2.0, clip: 0.2, aggregation: Some(Aggregation::TokenMean) })
 }
 
 /// -A exp(log p - log p_old), nothing clipped.
