@@ -18,6 +18,7 @@ pub mod composition;
 pub mod conformance;
 pub mod error;
 pub mod filter;
+mod fused;
 pub mod kl;
 pub mod objective;
 pub mod page;

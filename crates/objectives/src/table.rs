@@ -86,8 +86,12 @@ impl Table {
     /// # Errors
     /// No memory on the device.
     pub fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
-        let tensor = Tensor::from_slice(&self.values, (self.rows, self.cols), like.device())?;
-        Ok(tensor.to_dtype(like.dtype())?)
+        let shape = (self.rows, self.cols);
+        if like.dtype() == DType::F32 {
+            let values: Vec<f32> = self.values.iter().map(|&v| v as f32).collect();
+            return Ok(Tensor::from_vec(values, shape, like.device())?);
+        }
+        Ok(Tensor::from_slice(&self.values, shape, like.device())?.to_dtype(like.dtype())?)
     }
 
     /// Refuses another shape than `other`'s.
