@@ -1,6 +1,6 @@
 //! Per-token numbers of a batch in f64: the form in which statistics are computed.
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -37,6 +37,14 @@ impl Table {
     /// Another rank.
     pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
         let (rows, cols) = tensor.dims2()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            let values = x[start..end].iter().map(|&x| f64::from(x)).collect();
+            return Ok(Self { rows, cols, values });
+        }
+        drop(storage);
         let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
         Ok(Self { rows, cols, values })
     }
