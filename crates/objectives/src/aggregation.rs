@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fused::weighted_sum;
 use crate::table::Table;
 
 /// What is averaged over what.
@@ -72,14 +73,29 @@ impl Aggregation {
     /// # Errors
     /// Shapes differ.
     pub fn apply(self, per_token: &Tensor, mask: &Table, whole: &Normaliser) -> Result<Tensor> {
+        self.apply_weighted(per_token, None, mask, whole)
+    }
+
+    /// The same with a factor on every token [B, T]; where that is 0, the token may hold anything.
+    ///
+    /// # Errors
+    /// Shapes differ.
+    pub fn apply_weighted(
+        self,
+        per_token: &Tensor,
+        factors: Option<&Table>,
+        mask: &Table,
+        whole: &Normaliser,
+    ) -> Result<Tensor> {
         if per_token.dims() != [mask.rows, mask.cols] {
             let expected = format!("[{}, {}], like the mask", mask.rows, mask.cols);
             return Err(Error::Shape { name: "per_token", got: per_token.dims().to_vec(), expected });
         }
-        let weights = self.weights(mask, whole).to_tensor(per_token)?;
-        // 0 * NaN is NaN: what is masked must not reach the sum at all.
-        let zeros = per_token.zeros_like()?;
-        let valid = weights.ne(0.0)?;
-        Ok((valid.where_cond(per_token, &zeros)? * weights)?.sum_all()?)
+        let mut weights = self.weights(mask, whole);
+        if let Some(factors) = factors {
+            factors.same_shape("weights", mask)?;
+            weights.values.iter_mut().zip(&factors.values).for_each(|(w, f)| *w *= f);
+        }
+        weighted_sum(per_token, weights)
     }
 }

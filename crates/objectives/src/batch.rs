@@ -379,9 +379,11 @@ pub fn keep_where(x: &Tensor, mask: &Table) -> Result<Tensor> {
     if mask.values.iter().all(|&m| m != 0.0) {
         return Ok(x.clone());
     }
-    let flags: Vec<u8> = mask.values.iter().map(|&m| u8::from(m != 0.0)).collect();
-    let flags = Tensor::from_vec(flags, (mask.rows, mask.cols), x.device())?;
-    Ok(flags.where_cond(x, &x.zeros_like()?)?)
+    if x.dims() != [mask.rows, mask.cols] {
+        let expected = format!("[{}, {}], like the mask", mask.rows, mask.cols);
+        return Err(Error::Shape { name: "x", got: x.dims().to_vec(), expected });
+    }
+    crate::fused::keep(x, mask)
 }
 
 /// What is known about every token before the loss is computed; no gradient. Made by

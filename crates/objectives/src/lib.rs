@@ -20,6 +20,7 @@ pub mod critic;
 pub mod diffusion;
 pub mod error;
 pub mod filter;
+mod fused;
 pub mod grounding;
 pub mod kl;
 pub mod objective;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use crate::aggregation::{Aggregation, Normaliser};
-use crate::batch::{Batch, ENTROPY, Input, Signals, keep_where};
+use crate::batch::{Batch, ENTROPY, Input, Signals};
 use crate::block::{
     Advantage, Block, Filter, Regularizer, Reward, Surrogate, SurrogateLoss, Terms, TokenRule,
 };
@@ -217,28 +217,28 @@ impl Objective {
     ) -> Result<LossParts> {
         let mask = batch.mask();
         signals.advantages.same_shape("advantages", mask)?;
-        let mut signals = signals.clone();
+        let mut changed = None;
         for rule in self.weights.iter().chain(&self.bounds) {
-            rule.update(batch, &mut signals, state)?;
+            rule.update(batch, changed.get_or_insert_with(|| signals.clone()), state)?;
         }
-        let SurrogateLoss { terms, stats } = self.surrogate.loss(batch, &signals)?;
+        let signals = changed.as_ref().unwrap_or(signals);
+        let SurrogateLoss { terms, stats } = self.surrogate.loss(batch, signals)?;
         let terms = match terms {
-            Terms::Tokens(x) if signals.weights.values.iter().any(|&w| w != 1.0) => {
-                let weights = signals.weights.to_tensor(&x)?;
-                Terms::Tokens((keep_where(&x, mask)? * weights)?)
-            }
             Terms::Sequences(x) if signals.row_weights.iter().any(|&w| w != 1.0) => {
                 let weights = Tensor::from_slice(&signals.row_weights, x.dims1()?, x.device())?;
                 Terms::Sequences((&x * weights.to_dtype(x.dtype())?)?)
             }
             other => other,
         };
-        let pg = reduce(&terms, self.aggregation, mask, whole)?;
+        let pg = match &terms {
+            Terms::Tokens(x) => self.aggregation.apply_weighted(x, Some(&signals.weights), mask, whole)?,
+            other => reduce(other, self.aggregation, mask, whole)?,
+        };
         let mut loss = pg.clone();
         let mut regularizers = Vec::with_capacity(self.regularizers.len());
         for regularizer in &self.regularizers {
             let aggregation = regularizer.aggregation().unwrap_or(self.aggregation);
-            let term = reduce(&regularizer.terms(batch, &signals, state)?, aggregation, mask, whole)?;
+            let term = reduce(&regularizer.terms(batch, signals, state)?, aggregation, mask, whole)?;
             regularizers.push((regularizer.describe(), scalar(&term)?));
             loss = (loss + term)?;
         }

@@ -79,8 +79,8 @@ impl Kind for Kl {
 
 impl Regularizer for Kl {
     fn terms(&self, batch: &Batch, _signals: &Signals, _state: &State) -> Result<Terms> {
-        let kl = self.estimator.estimate(&batch.tensor(LOG_PROBS)?, &batch.tensor(self.input())?.detach())?;
-        Ok(Terms::Tokens((kl * self.coef)?))
+        let (log_probs, anchor) = (batch.tensor(LOG_PROBS)?, batch.table(self.input())?);
+        Ok(Terms::Tokens(self.estimator.penalty(self.coef, &log_probs, &anchor, batch.mask())?))
     }
 
     fn aggregation(&self) -> Option<Aggregation> {

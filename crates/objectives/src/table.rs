@@ -1,6 +1,6 @@
 //! Per-token numbers of a batch in f64: the form in which statistics are computed.
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -37,6 +37,14 @@ impl Table {
     /// Another rank.
     pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
         let (rows, cols) = tensor.dims2()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(x)), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            let values = x[start..end].iter().map(|&x| f64::from(x)).collect();
+            return Ok(Self { rows, cols, values });
+        }
+        drop(storage);
         let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
         Ok(Self { rows, cols, values })
     }
@@ -86,8 +94,12 @@ impl Table {
     /// # Errors
     /// No memory on the device.
     pub fn to_tensor(&self, like: &Tensor) -> Result<Tensor> {
-        let tensor = Tensor::from_slice(&self.values, (self.rows, self.cols), like.device())?;
-        Ok(tensor.to_dtype(like.dtype())?)
+        let shape = (self.rows, self.cols);
+        if like.dtype() == DType::F32 {
+            let values: Vec<f32> = self.values.iter().map(|&v| v as f32).collect();
+            return Ok(Tensor::from_vec(values, shape, like.device())?);
+        }
+        Ok(Tensor::from_slice(&self.values, shape, like.device())?.to_dtype(like.dtype())?)
     }
 
     /// Refuses another shape than `other`'s.

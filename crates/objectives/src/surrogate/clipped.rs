@@ -8,6 +8,7 @@ use super::{check_clip, larger, log_ratio, smaller};
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::error::{Error, Result};
+use crate::fused::pointwise;
 use crate::table::Table;
 
 /// Bounds of the ratio.
@@ -136,17 +137,68 @@ impl Kind for ClippedRatio {
 
 impl Surrogate for ClippedRatio {
     fn loss(&self, batch: &Batch, signals: &Signals) -> Result<SurrogateLoss> {
-        let log_probs = batch.tensor(LOG_PROBS)?;
-        let old = batch.tensor(OLD_LOG_PROBS)?;
-        let advantages = signals.advantages.to_tensor(&log_probs)?;
-        let outcome = match &signals.bounds {
-            None => Self::loss(self, &log_probs, &old, &advantages)?,
-            Some((low, high)) => {
-                let (low, high) = (low.to_tensor(&log_probs)?, high.to_tensor(&log_probs)?);
-                self.loss_between(&log_probs, &old, &advantages, &low, &high)?
+        self.validate()?;
+        self.in_one_pass(&batch.tensor(LOG_PROBS)?, &batch.table(OLD_LOG_PROBS)?, batch.mask(), signals)
+    }
+}
+
+impl ClippedRatio {
+    /// [`ClippedRatio::loss_between`] with its derivative written out, in f64 and once over the batch; masked tokens get
+    /// 0.
+    fn in_one_pass(
+        &self,
+        log_probs: &Tensor,
+        old: &Table,
+        mask: &Table,
+        signals: &Signals,
+    ) -> Result<SurrogateLoss> {
+        let now = Table::from_tensor(&log_probs.detach())?;
+        now.same_shape("log_probs", mask)?;
+        old.same_shape("old_log_probs", mask)?;
+        signals.advantages.same_shape("advantages", mask)?;
+        if let Some((low, high)) = &signals.bounds {
+            low.same_shape("bounds", mask)?;
+            high.same_shape("bounds", mask)?;
+        }
+        let (same_low, same_high) = (1.0 - self.clip_low, 1.0 + self.clip_high);
+        let (mut values, mut slopes, mut gaps) = (mask.filled(0.0), mask.filled(0.0), mask.filled(0.0));
+        let (mut clipped, mut dual_clipped) = (mask.filled(0.0), mask.filled(0.0));
+        for (i, _) in mask.values.iter().enumerate().filter(|(_, m)| **m != 0.0) {
+            let (low, high) = match &signals.bounds {
+                Some((low, high)) => (low.values[i], high.values[i]),
+                None => (same_low, same_high),
+            };
+            let raw = now.values[i] - old.values[i];
+            let d = raw.clamp(-20.0, 20.0);
+            let ratio = d.exp();
+            let negative = -signals.advantages.values[i];
+            let plain = negative * ratio;
+            // What is cut off has no slope; at the edges the ratio's own holds.
+            let bounded = if ratio > high {
+                negative * high
+            } else if ratio < low {
+                negative * low
+            } else {
+                plain
+            };
+            let mut slope = if d == raw { plain } else { 0.0 };
+            let mut value = plain;
+            if bounded > plain {
+                (value, slope) = (bounded, 0.0);
+                clipped.values[i] = 1.0;
             }
-        };
-        outcome.into_loss()
+            if let Some(c) = self.dual_clip
+                && negative > 0.0
+                && value > negative * c
+            {
+                (value, slope) = (negative * c, 0.0);
+                dual_clipped.values[i] = 1.0;
+            }
+            (values.values[i], slopes.values[i], gaps.values[i]) = (value, slope, -d);
+        }
+        let per_token = pointwise(log_probs, &values.values, &slopes.values)?;
+        let stats = vec![("clip_frac", clipped), ("clip_frac_lower", dual_clipped), ("approx_kl", gaps)];
+        Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats })
     }
 }
 
@@ -176,5 +228,57 @@ pub(crate) mod off_is_zero {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
         Ok(Some(f64::deserialize(d)?).filter(|&c| c != 0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// Value, gradient and reports of the written-out derivative are those of the graph, edges and ties included.
+    #[test]
+    fn one_pass_equals_the_graph() {
+        let ratios = [0.0f64, 0.1, 0.8f64.ln(), 1.28f64.ln(), 0.3, -0.5, 2.0, 25.0, -25.0, 3f64.ln(), 1.5];
+        let mut rows: Vec<Vec<f64>> = Vec::new();
+        for a in [1.5, -1.5, 0.0, -0.2] {
+            rows.push(vec![a; ratios.len()]);
+        }
+        let advantages = Table::from_rows(&rows).unwrap();
+        let mut mask = advantages.filled(1.0);
+        mask.values[5] = 0.0;
+        let cells: Vec<f64> = (0..rows.len()).flat_map(|_| ratios).collect();
+        let now = Table { values: cells.iter().map(|d| d - 30.0).collect(), ..advantages };
+        let old = advantages.filled(-30.0);
+        let like = Tensor::zeros(1, candle_core::DType::F64, &Device::Cpu).unwrap();
+        let per_token = |x: &[f64]| Table { values: x.iter().copied().cycle().take(44).collect(), ..mask };
+        let own = (per_token(&[0.9, 0.5, 1.0]), per_token(&[1.1, 1.0, 2.0, 9.0]));
+        for bounds in [None, Some(own)] {
+            for dual_clip in [None, Some(3.0)] {
+                let block = ClippedRatio { clip_low: 0.2, clip_high: 0.28, dual_clip };
+                let p = Var::from_tensor(&now.to_tensor(&like).unwrap()).unwrap();
+                let (low, high) = bounds.clone().unwrap_or((mask.filled(0.8), mask.filled(1.28)));
+                let tensor = |t: &Table| t.to_tensor(&like).unwrap();
+                let graph = block
+                    .loss_between(&p, &tensor(&old), &tensor(&advantages), &tensor(&low), &tensor(&high))
+                    .and_then(ClipOutcome::into_loss)
+                    .unwrap();
+                let signals = Signals { bounds: bounds.clone(), ..Signals::new(advantages.clone()) };
+                let here = block.in_one_pass(&p, &old, &mask, &signals).unwrap();
+                let numbers = |loss: &SurrogateLoss| {
+                    let Terms::Tokens(x) = &loss.terms else { panic!("not per token") };
+                    let kept = crate::batch::keep_where(x, &mask).unwrap();
+                    let grads = kept.sum_all().unwrap().backward().unwrap();
+                    let grad = Table::from_tensor(grads.get(p.as_tensor()).unwrap()).unwrap();
+                    let mut all = vec![Table::from_tensor(&kept.detach()).unwrap(), grad];
+                    all.extend(loss.stats.iter().map(|(_, t)| t.clone()));
+                    all.iter_mut().for_each(|t| t.values[5] = 0.0);
+                    all
+                };
+                assert_eq!(numbers(&here), numbers(&graph), "{bounds:?} {dual_clip:?}");
+            }
+        }
     }
 }

@@ -33,8 +33,11 @@ pub(crate) fn log_ratio(log_probs: &Tensor, old_log_probs: &Tensor) -> Result<Te
 
 /// What to log as `approx_kl`: -d per token, whose masked mean is the usual estimate of KL(old || new).
 pub(crate) fn approx_kl(log_probs: &Tensor, old_log_probs: &Tensor) -> Result<(&'static str, Table)> {
-    let d = log_ratio(&old_log_probs.detach(), &log_probs.detach())?;
-    Ok(("approx_kl", Table::from_tensor(&d)?))
+    let (mut now, old) =
+        (Table::from_tensor(&log_probs.detach())?, Table::from_tensor(&old_log_probs.detach())?);
+    old.same_shape("old_log_probs", &now)?;
+    now.values.iter_mut().zip(&old.values).for_each(|(now, old)| *now = (old - *now).clamp(-20.0, 20.0));
+    Ok(("approx_kl", now))
 }
 
 /// Elementwise maximum; at a tie the gradient goes to `a`. The two branches of a clipped loss have equal gradients at

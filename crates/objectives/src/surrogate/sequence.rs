@@ -3,11 +3,11 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, approx_kl, check_clip, larger, smaller};
+use super::{Limits, approx_kl, check_clip, smaller};
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::error::Result;
-use crate::kl::clamp;
+use crate::fused::pointwise;
 use crate::table::Table;
 
 /// GSPO: one ratio per sequence, whose gradient is spread over the tokens.
@@ -38,34 +38,46 @@ pub fn gspo(
     mask: &Table,
     (clip_low, clip_high): (f64, f64),
 ) -> Result<Tensor> {
-    let limits = Limits::Same(1.0 - clip_low, 1.0 + clip_high);
-    Ok(gspo_within(log_probs, old_log_probs, advantages, mask, &limits)?.0)
+    let advantages = Table::from_tensor(&advantages.detach())?;
+    let old = Table::from_tensor(&old_log_probs.detach())?;
+    let (low, high) = (1.0 - clip_low, 1.0 + clip_high);
+    Ok(gspo_within(log_probs, &old, &advantages, mask, |_| (low, high))?.0)
 }
 
-/// Loss per token, and 1 where the clipped branch was strictly larger.
+/// Loss per token, 1 where the clipped branch was strictly larger, and -d; masked tokens get 0.
 fn gspo_within(
     log_probs: &Tensor,
-    old_log_probs: &Tensor,
-    advantages: &Tensor,
+    old: &Table,
+    advantages: &Table,
     mask: &Table,
-    limits: &Limits,
-) -> Result<(Tensor, Tensor)> {
-    let d = Table::from_tensor(&(log_probs.detach() - old_log_probs.detach())?)?;
-    d.same_shape("log_probs", mask)?;
-    let mean = |row: usize| {
-        let pairs = d.row(row).iter().zip(mask.row(row)).filter(|(_, m)| **m != 0.0);
-        pairs.map(|(d, m)| d * m).sum::<f64>() / mask.row(row).iter().sum::<f64>().max(1.0)
-    };
-    let means: Vec<f64> = (0..mask.rows).map(mean).collect();
-    let sequence =
-        Tensor::from_vec(means, (mask.rows, 1), log_probs.device())?.to_dtype(log_probs.dtype())?;
-    let s = (log_probs - log_probs.detach())?.broadcast_add(&sequence)?;
-    let ratio = clamp(&s, f64::NEG_INFINITY, 10.0)?.exp()?;
-    let negative = advantages.detach().neg()?;
-    let plain = (&negative * &ratio)?;
-    let bounded = (&negative * limits.clamp(&ratio)?)?;
-    let clipped = bounded.gt(&plain)?.to_dtype(plain.dtype())?;
-    Ok((larger(&plain, &bounded)?, clipped))
+    limits: impl Fn(usize) -> (f64, f64),
+) -> Result<(Tensor, Table, Table)> {
+    let now = Table::from_tensor(&log_probs.detach())?;
+    now.same_shape("log_probs", mask)?;
+    old.same_shape("old_log_probs", mask)?;
+    advantages.same_shape("advantages", mask)?;
+    let (mut values, mut slopes) = (mask.filled(0.0), mask.filled(0.0));
+    let (mut clipped, mut gaps) = (mask.filled(0.0), mask.filled(0.0));
+    for row in 0..mask.rows {
+        let cells = row * mask.cols..(row + 1) * mask.cols;
+        let valid = || cells.clone().filter(|&i| mask.values[i] != 0.0);
+        let length = mask.row(row).iter().sum::<f64>().max(1.0);
+        let mean = valid().map(|i| (now.values[i] - old.values[i]) * mask.values[i]).sum::<f64>() / length;
+        // The gradient of s is that of log p, at every token of the sequence; none beyond the cap.
+        let ratio = mean.min(10.0).exp();
+        let slope = if mean <= 10.0 { ratio } else { 0.0 };
+        for i in valid() {
+            let (low, high) = limits(i);
+            let negative = -advantages.values[i];
+            let (plain, bounded) = (negative * ratio, negative * ratio.min(high).max(low));
+            let cut = bounded > plain;
+            values.values[i] = if cut { bounded } else { plain };
+            slopes.values[i] = if cut { 0.0 } else { negative * slope };
+            clipped.values[i] = f64::from(u8::from(cut));
+            gaps.values[i] = (old.values[i] - now.values[i]).clamp(-20.0, 20.0);
+        }
+    }
+    Ok((pointwise(log_probs, &values.values, &slopes.values)?, clipped, gaps))
 }
 
 impl Block for Gspo {
@@ -88,11 +100,18 @@ impl Kind for Gspo {
 
 impl Surrogate for Gspo {
     fn loss(&self, batch: &Batch, signals: &Signals) -> Result<SurrogateLoss> {
-        let (p, old) = (batch.tensor(LOG_PROBS)?, batch.tensor(OLD_LOG_PROBS)?);
-        let advantages = signals.advantages.to_tensor(&p)?;
-        let limits = Limits::of(signals, &p, 1.0 - self.clip_low, 1.0 + self.clip_high)?;
-        let (per_token, clipped) = gspo_within(&p, &old, &advantages, batch.mask(), &limits)?;
-        let stats = vec![("clip_frac", Table::from_tensor(&clipped)?), approx_kl(&p, &old)?];
+        let (p, old, mask) = (batch.tensor(LOG_PROBS)?, batch.table(OLD_LOG_PROBS)?, batch.mask());
+        let (same_low, same_high) = (1.0 - self.clip_low, 1.0 + self.clip_high);
+        if let Some((low, high)) = &signals.bounds {
+            low.same_shape("bounds", mask)?;
+            high.same_shape("bounds", mask)?;
+        }
+        let limits = |i: usize| match &signals.bounds {
+            Some((low, high)) => (low.values[i], high.values[i]),
+            None => (same_low, same_high),
+        };
+        let (per_token, clipped, gaps) = gspo_within(&p, &old, &signals.advantages, mask, limits)?;
+        let stats = vec![("clip_frac", clipped), ("approx_kl", gaps)];
         Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats })
     }
 }
