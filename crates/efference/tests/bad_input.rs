@@ -213,10 +213,7 @@ fn values_that_cannot_be_say_what_can() {
         ("[rl]\niterations = -3\n", "bad.toml:2:1: `rl.iterations`: -3 is out of range (allowed: "),
         ("[sft]\nbatch = 0\n", "bad.toml:2:1: `sft.batch`: 0 is out of range (allowed: 1 or more)"),
         ("[sft]\nlr = 2.0\n", "`sft.lr`: 2.0 is out of range (allowed: greater than 0, at most 1)"),
-        (
-            "[rl]\nalgorithm = \"srp\"\n",
-            "`rl.algorithm`: there is no \"srp\" (nearest: \"srpo\"; known: ",
-        ),
+        ("[rl]\nalgorithm = \"srp\"\n", "`rl.algorithm`: there is no \"srp\" (nearest: \"srpo\"; known: "),
         ("[sft]\nschedule = \"cosin\"\n", "`sft.schedule`: there is no \"cosin\" (nearest: \"cosine\""),
         (
             "[rl]\n[env]\ntasks = [\"open_drawr\"]\n",

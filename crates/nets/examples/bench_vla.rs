@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use efference_nets::{Draw, 
-    EpisodeEncoder, ParamStore, RandomConv, SpecialIds, Vla, VlaConfig, VlaInput, action_nll,
+use efference_nets::{
+    Draw, EpisodeEncoder, ParamStore, RandomConv, SpecialIds, Vla, VlaConfig, VlaInput, action_nll,
 };
 
 fn input(config: &VlaConfig, rows: usize) -> candle_core::Result<VlaInput> {

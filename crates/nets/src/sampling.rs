@@ -39,7 +39,12 @@ pub fn sample_bins(
 ) -> Result<Vec<Vec<u32>>> {
     let (b, t, v) = logits.dims3()?;
     let fits = |draw: &Draw| matches!(draw, Draw::Chunk(numbers) if numbers.len() != action_dim);
-    if draws.len() != b || v == 0 || action_dim == 0 || !t.is_multiple_of(action_dim) || draws.iter().any(fits) {
+    if draws.len() != b
+        || v == 0
+        || action_dim == 0
+        || !t.is_multiple_of(action_dim)
+        || draws.iter().any(fits)
+    {
         let expected = format!("[{n}, K * {action_dim}, V] to go with {n} draws", n = draws.len());
         return Err(Error::Input { name: "logits", got: vec![b, t, v], expected });
     }
@@ -60,9 +65,10 @@ pub fn sample_bins(
                     let mut rng = ChaCha8Rng::seed_from_u64(*seed);
                     tokens.map(|logits| draw(logits, temperature, rng.random())).collect()
                 }
-                Draw::Chunk(numbers) => {
-                    tokens.zip(numbers.iter().cycle()).map(|(logits, &u)| draw(logits, temperature, u)).collect()
-                }
+                Draw::Chunk(numbers) => tokens
+                    .zip(numbers.iter().cycle())
+                    .map(|(logits, &u)| draw(logits, temperature, u))
+                    .collect(),
             }
         })
         .collect())

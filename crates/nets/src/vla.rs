@@ -136,12 +136,7 @@ impl Vla {
     ///
     /// # Errors
     /// Shapes that do not fit, or a temperature that is negative or not finite.
-    pub fn sample(
-        &self,
-        input: &VlaInput,
-        temperature: f64,
-        draws: &[Draw],
-    ) -> Result<Vec<Choice>> {
+    pub fn sample(&self, input: &VlaInput, temperature: f64, draws: &[Draw]) -> Result<Vec<Choice>> {
         let hidden = self.hidden(&self.constant, input)?; // [B, K*A, D]
         let logits = self.logits(&self.constant, &hidden)?; // [B, K*A, 256]
         let features = hidden.mean(1)?.to_vec2::<f32>()?;

@@ -167,7 +167,8 @@ fn what_was_sampled_is_scored_with_the_same_bits() {
     let (_, net) = network(&config, 4);
     let seeds = [21, 22, 23];
     for temperature in [1.6, 0.0] {
-        let choices = net.sample(&input(&config, &seeds), temperature, &[7.into(), 8.into(), 9.into()]).unwrap();
+        let choices =
+            net.sample(&input(&config, &seeds), temperature, &[7.into(), 8.into(), 9.into()]).unwrap();
         let rows: Vec<&[u32]> = choices.iter().map(|c| c.ids.as_slice()).collect();
         let at = if temperature > 0.0 { temperature } else { 1.0 };
         let scores = net.score(&input(&config, &seeds), &rows, at).unwrap();

@@ -85,7 +85,8 @@ pub const TURN_IDS: Input = Input::new("turn_ids", "[B, T]", "turn of every toke
 pub const EMBEDDINGS: Input =
     Input::new("embeddings", "[B, E]", "vector of every sequence from a frozen encoder");
 /// How close to its goal a sequence came, as a reward block sees it.
-pub const PROGRESS: Input = Input::new("progress", "[B]", "how close to its goal every sequence came, 0 to 1");
+pub const PROGRESS: Input =
+    Input::new("progress", "[B]", "how close to its goal every sequence came, 0 to 1");
 /// Values of the critic that is trained; [`VALUES`] are those of the rollout. Not cleaned outside of the mask: TRL's
 /// critic also learns the position after the last token.
 pub const VALUE_PREDICTIONS: Input = Input::new(
@@ -146,7 +147,9 @@ impl Field {
         Ok(match self {
             Self::Tensor(x) => {
                 let ids: Vec<u32> = rows.iter().map(|&i| i as u32).collect();
-                Self::Tensor(x.contiguous()?.index_select(&Tensor::from_vec(ids, rows.len(), x.device())?, 0)?)
+                Self::Tensor(
+                    x.contiguous()?.index_select(&Tensor::from_vec(ids, rows.len(), x.device())?, 0)?,
+                )
             }
             Self::Table(x) => Self::Table(x.select(rows)),
             Self::Rows(x) => Self::Rows(pick(x, rows)),

@@ -206,7 +206,8 @@ impl Composition {
         ] {
             let asked = over.get(role.key()).and_then(|block| block.get("kind"));
             let kind = asked.or_else(|| own.and_then(|block| block.get("kind")));
-            let found = block_kinds().find(|b| b.role == role && kind.and_then(toml::Value::as_str) == Some(b.kind));
+            let found =
+                block_kinds().find(|b| b.role == role && kind.and_then(toml::Value::as_str) == Some(b.kind));
             let mut table = found.map(defaults).unwrap_or_default();
             table.insert("kind".into(), "a name".into());
             keys.insert(role.key().into(), toml::Value::Table(table));

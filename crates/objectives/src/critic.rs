@@ -142,7 +142,11 @@ impl ClippedValue {
         let predicted = batch.tensor(VALUE_PREDICTIONS)?;
         if predicted.dims() != [mask.rows, mask.cols] {
             let expected = format!("[{}, {}]", mask.rows, mask.cols);
-            return Err(Error::Shape { name: VALUE_PREDICTIONS.name, got: predicted.dims().to_vec(), expected });
+            return Err(Error::Shape {
+                name: VALUE_PREDICTIONS.name,
+                got: predicted.dims().to_vec(),
+                expected,
+            });
         }
         let weights = signals.extra.get(WEIGHTS).unwrap_or(mask);
         weights.same_shape(WEIGHTS, mask)?;

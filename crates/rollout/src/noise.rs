@@ -79,7 +79,12 @@ mod tests {
         assert!((f64::from(same as u32) / n - 0.75).abs() < 0.02, "{same} of {n}");
         assert!((sum / n - 0.5).abs() < 0.02, "{}", sum / n);
         let fresh = Noise::Chunk { persistence: 0.0 };
-        assert!(numbers(fresh, &plan(1, false), 3).iter().zip(numbers(fresh, &plan(1, false), 4)).all(|(a, b)| *a != b));
+        assert!(
+            numbers(fresh, &plan(1, false), 3)
+                .iter()
+                .zip(numbers(fresh, &plan(1, false), 4))
+                .all(|(a, b)| *a != b)
+        );
     }
 
     #[test]

@@ -112,12 +112,7 @@ impl VlaPolicy {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn sample(
-        &self,
-        looks: &[Look],
-        temperature: f64,
-        draws: &[Draw],
-    ) -> Result<Vec<Choice>> {
+    pub fn sample(&self, looks: &[Look], temperature: f64, draws: &[Draw]) -> Result<Vec<Choice>> {
         if looks.is_empty() {
             return Ok(Vec::new());
         }

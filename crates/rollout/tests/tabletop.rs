@@ -6,7 +6,7 @@ use efference_envs::tabletop::{CAMERAS, TabletopEnv, TabletopOptions, train_seed
 use efference_envs::{ACTION_DIM, Env, PROPRIO_DIM};
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
 use efference_rollout::{
-    CollectOptions, Noise, Collector, Decision, EnvSource, EpisodePlan, Error, Trajectory, VlaPolicy,
+    CollectOptions, Collector, Decision, EnvSource, EpisodePlan, Error, Noise, Trajectory, VlaPolicy,
 };
 
 struct Tabletop {

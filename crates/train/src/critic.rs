@@ -58,12 +58,18 @@ impl Critic {
         layer("hidden", [config.hidden, width], Init::Normal((width as f32).powf(-0.5)))?;
         layer("value", [1, config.hidden], Init::Constant(0.0))?;
         let var = |name: &str| net.vars()[name].clone();
-        let layers = [
-            (var("hidden.weight"), var("hidden.bias")),
-            (var("value.weight"), var("value.bias")),
-        ];
-        let adamw = AdamW::new(ParamGroup::split(net.trainable(), 0.0, |_, _| false), AdamWConfig::default())?;
-        Ok(Self { config: config.clone(), layers, adamw, tasks, max_steps: max_steps.max(1) as f64, net, fits: 0 })
+        let layers = [(var("hidden.weight"), var("hidden.bias")), (var("value.weight"), var("value.bias"))];
+        let adamw =
+            AdamW::new(ParamGroup::split(net.trainable(), 0.0, |_, _| false), AdamWConfig::default())?;
+        Ok(Self {
+            config: config.clone(),
+            layers,
+            adamw,
+            tasks,
+            max_steps: max_steps.max(1) as f64,
+            net,
+            fits: 0,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -142,7 +148,8 @@ impl Critic {
     /// # Errors
     /// No memory.
     pub(crate) fn state(&self) -> Result<Tensors> {
-        let weights = self.net.vars().iter().map(|(name, var)| Ok((format!("weight/{name}"), var.as_tensor().copy()?)));
+        let weights =
+            self.net.vars().iter().map(|(name, var)| Ok((format!("weight/{name}"), var.as_tensor().copy()?)));
         let mut all: Tensors = weights.collect::<Result<_>>()?;
         all.extend(self.adamw.state()?.into_iter().map(|(name, x)| (format!("moment/{name}"), x)));
         all.insert("fits".into(), Tensor::new(&[self.fits as f32], &Device::Cpu)?);
@@ -154,13 +161,16 @@ impl Critic {
     /// # Errors
     /// Tensors that do not belong to this critic.
     pub(crate) fn restore(critic: Option<&mut Self>, tensors: &mut Tensors) -> Result<()> {
-        let (mine, others) = std::mem::take(tensors).into_iter().partition(|(name, _)| name.starts_with(PREFIX));
+        let (mine, others) =
+            std::mem::take(tensors).into_iter().partition(|(name, _)| name.starts_with(PREFIX));
         *tensors = others;
         let mine: Tensors = mine;
         let Some(critic) = critic.filter(|_| !mine.is_empty()) else { return Ok(()) };
         let part = |prefix: &str| -> Tensors {
             let prefix = format!("{PREFIX}{prefix}/");
-            mine.iter().filter_map(|(name, x)| Some((name.strip_prefix(&prefix)?.to_string(), x.clone()))).collect()
+            mine.iter()
+                .filter_map(|(name, x)| Some((name.strip_prefix(&prefix)?.to_string(), x.clone())))
+                .collect()
         };
         for (name, x) in part("weight") {
             if let Some(var) = critic.net.vars().get(&name) {
@@ -212,7 +222,13 @@ mod tests {
                 features: vec![if good { 1.0 } else { -1.0 }, noise(k + 1), noise(k + 2), 0.5],
             };
             Trajectory {
-                plan: EpisodePlan { task: "a".into(), env_seed: 0, action_seed: 0, mirrored: false, group: 0 },
+                plan: EpisodePlan {
+                    task: "a".into(),
+                    env_seed: 0,
+                    action_seed: 0,
+                    mirrored: false,
+                    group: 0,
+                },
                 prompt: prompt.clone(),
                 decisions: (0..3).map(decision).collect(),
                 finish_steps: 24,

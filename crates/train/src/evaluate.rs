@@ -1,7 +1,9 @@
 //! Success on the fixed evaluation states.
 
 use efference_envs::tabletop::eval_seed;
-use efference_rollout::{CollectOptions, Noise, Collector, EpisodePlan, Purpose, Trajectory, VlaPolicy, seed_for};
+use efference_rollout::{
+    CollectOptions, Collector, EpisodePlan, Noise, Purpose, Trajectory, VlaPolicy, seed_for,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::EvalConfig;
@@ -53,7 +55,8 @@ pub fn evaluate(
             });
         }
     }
-    let options = CollectOptions { temperature: config.temperature, noise: Noise::Token, slots: SLOTS, keep_snapshots };
+    let options =
+        CollectOptions { temperature: config.temperature, noise: Noise::Token, slots: SLOTS, keep_snapshots };
     let trajectories = Collector::new(world).collect(policy, &plans, &options, &mut |done| {
         on_finished(done);
         !stop.requested()

@@ -7,8 +7,8 @@ use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
 use efference_objectives::batch::{
-    EMBEDDINGS, ENTROPY, FINISH_STEPS, OLD_ENTROPY, TURN_IDS, VALUES, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, PROGRESS, REWARDS, SUCCESS, TASK_IDS,
-    TRUNCATED,
+    EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS, REWARDS,
+    SUCCESS, TASK_IDS, TRUNCATED, TURN_IDS, VALUES,
 };
 use efference_objectives::registry::Algorithm;
 use efference_objectives::{Batch, Input, Normaliser, Objective, Prepared, State, Table};
@@ -20,9 +20,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::checkpoint::Tensors;
 use crate::config::RlConfig;
 use crate::critic::Critic;
-use crate::checkpoint::Tensors;
 use crate::error::{Error, Result};
 use crate::optimise::{Optimiser, OptimiserSettings};
 use crate::packing::{Chosen, masked, micro_batches, pack};
@@ -100,7 +100,17 @@ impl<'w> Rl<'w> {
             0 => None,
             _ => Some(Critic::new(&config.critic, features, tasks, world.options.max_steps, seed)?),
         };
-        Ok(Self { world, config: config.clone(), seed, objective, memory: State::default(), encoder, collector, focus, critic })
+        Ok(Self {
+            world,
+            config: config.clone(),
+            seed,
+            objective,
+            memory: State::default(),
+            encoder,
+            collector,
+            focus,
+            critic,
+        })
     }
 
     /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
@@ -224,7 +234,8 @@ impl<'w> Rl<'w> {
         };
         let mut values = self.rollout_values(&trajectories, &scores, batch.has(PROGRESS));
         values.extend(explained.map(|x| ("critic_explained".to_string(), x)));
-        let trained_tokens = self.learn(i, policy, optimiser, rehearsal, &trajectories, batch, &mut values)?;
+        let trained_tokens =
+            self.learn(i, policy, optimiser, rehearsal, &trajectories, batch, &mut values)?;
         let secs = start.elapsed().as_secs_f64();
         let steps: usize = trajectories.iter().map(|t| t.finish_steps).sum();
         let update_secs = secs - rollout_secs - reward_secs;
@@ -243,27 +254,26 @@ impl<'w> Rl<'w> {
 
     /// What is known about the rollouts of iteration `i`: one row per trajectory, padded to the longest, one column per
     /// action token. The reward is 1 for a success.
-    fn batch(
-        &self,
-        i: u64,
-        policy: &VlaPolicy,
-        trajectories: &[Trajectory],
-        embeds: bool,
-    ) -> Result<Batch> {
+    fn batch(&self, i: u64, policy: &VlaPolicy, trajectories: &[Trajectory], embeds: bool) -> Result<Batch> {
         let per_decision = policy.chunk() * policy.action_dim();
         let cols = per_decision * trajectories.iter().map(|t| t.decisions.len()).max().unwrap_or(0);
         let table = |row: &dyn Fn(&Trajectory) -> Vec<f64>| {
-            let values: Vec<f64> = trajectories.iter().flat_map(|t| {
-                let mut row = row(t);
-                row.resize(cols, 0.0);
-                row
-            }).collect();
+            let values: Vec<f64> = trajectories
+                .iter()
+                .flat_map(|t| {
+                    let mut row = row(t);
+                    row.resize(cols, 0.0);
+                    row
+                })
+                .collect();
             Table { rows: trajectories.len(), cols, values }
         };
         let mask = table(&|t| vec![1.0; t.tokens(policy.action_dim())]);
         let old = table(&|t| t.decisions.iter().flat_map(|d| &d.log_probs).map(|&x| f64::from(x)).collect());
-        let entropy = table(&|t| t.decisions.iter().flat_map(|d| &d.entropy).map(|&x| f64::from(x)).collect());
-        let turns = table(&|t| (0..t.decisions.len() * per_decision).map(|i| (i / per_decision) as f64).collect());
+        let entropy =
+            table(&|t| t.decisions.iter().flat_map(|d| &d.entropy).map(|&x| f64::from(x)).collect());
+        let turns =
+            table(&|t| (0..t.decisions.len() * per_decision).map(|i| (i / per_decision) as f64).collect());
         let like = Tensor::zeros(1, DType::F32, policy.params.device())?;
         let old = old.to_tensor(&like)?;
         let numbers = |x: &dyn Fn(&Trajectory) -> f64| trajectories.iter().map(x).collect::<Vec<f64>>();

@@ -394,7 +394,8 @@ impl<'r> Run<'r> {
                 }
             }
             let recorded = self.album.wants_iteration(done + 1);
-            let played = rl.iteration(done, &self.policy, &mut optimiser, rehearsal.as_ref(), self.stop, recorded)?;
+            let played =
+                rl.iteration(done, &self.policy, &mut optimiser, rehearsal.as_ref(), self.stop, recorded)?;
             let Some(iteration) = played else {
                 self.save(joined(&rl, &optimiser)?)?;
                 return Ok(End::Stopped);

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use efference_objectives::State;
 use candle_core::{Device, Tensor};
+use efference_objectives::State;
 use efference_train::checkpoint::{
     Checkpoint, CheckpointError, Checkpointer, Identity, Tensors, TrainState, load_weights, peek,
 };
@@ -30,13 +30,7 @@ fn tensors(x: f32) -> Tensors {
 fn state(step: u64, score: Option<f64>) -> TrainState {
     let mut objective = State::default();
     objective.set("tracker", &[0.1, -0.0]).unwrap();
-    TrainState {
-        step,
-        stage: "rl".into(),
-        score,
-        objective,
-        ..TrainState::default()
-    }
+    TrainState { step, stage: "rl".into(), score, objective, ..TrainState::default() }
 }
 
 fn open(dir: &Path) -> Checkpointer {

@@ -54,13 +54,27 @@ fn play(policy: &VlaPolicy, task: Task, noise: f64, seed: usize) -> Trajectory {
         actions.resize(policy.chunk(), *actions.last().unwrap());
         let action_ids = policy.encode_chunk(&actions);
         let log_probs = vec![-1.0; action_ids.len()];
-        decisions.push(Decision { pixels, proprio, prompt: prompt.clone(), action_ids, log_probs, entropy: Vec::new(), features: Vec::new() });
+        decisions.push(Decision {
+            pixels,
+            proprio,
+            prompt: prompt.clone(),
+            action_ids,
+            log_probs,
+            entropy: Vec::new(),
+            features: Vec::new(),
+        });
         if done {
             break;
         }
     }
     Trajectory {
-        plan: EpisodePlan { task: task.id().into(), env_seed: eval_seed(seed), action_seed: 0, mirrored: false, group: 0 },
+        plan: EpisodePlan {
+            task: task.id().into(),
+            env_seed: eval_seed(seed),
+            action_seed: 0,
+            mirrored: false,
+            group: 0,
+        },
         prompt,
         decisions,
         finish_steps: steps,

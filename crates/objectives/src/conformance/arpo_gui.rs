@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
+use super::case::{Case, Failure, Outcome, Outputs, code, gradient, values};
 use crate::advantage::{GroupNorm, Spread};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, Signals};

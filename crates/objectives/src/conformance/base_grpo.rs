@@ -21,9 +21,7 @@ use crate::objective::Objective;
 use crate::regularizer::{EntropyBonus, Kl};
 use crate::shaping::{dapo_overlong, kl_in_reward, soft_overlong};
 use crate::state::State;
-use crate::surrogate::{
-    Cispo, ClippedRatio, GeoMean, Gspo, KlCov, PolicyGradient, Sapo, clipped_value_loss,
-};
+use crate::surrogate::{Cispo, ClippedRatio, GeoMean, Gspo, KlCov, PolicyGradient, Sapo, clipped_value_loss};
 use crate::table::Table;
 use crate::trl::{LossType, MultiReward, REWARD_TERMS, TrlConfig, TrlNorm};
 
@@ -87,7 +85,8 @@ fn advantages(case: &Case) -> Outcome {
 fn trl_advantages(case: &Case) -> Outcome {
     let per_group: usize = case.param("num_generations")?;
     let combine: Option<MultiReward> = case.param("multi_objective_aggregation")?;
-    let rows = if combine.is_some() { case.table("rewards_per_func")?.rows } else { case.numbers("rewards")?.len() };
+    let rows =
+        if combine.is_some() { case.table("rewards_per_func")?.rows } else { case.numbers("rewards")?.len() };
     let groups: Vec<u64> = (0..rows).map(|i| (i / per_group) as u64).collect();
     // One token per sequence: its advantage is the sequence's.
     let mask = Table { rows, cols: 1, values: vec![1.0; rows] };

@@ -9,7 +9,9 @@ use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Signals};
 use crate::diffusion::{elbo_samples, token_log_probs};
 use crate::objective::{LossParts, Objective};
-use crate::papers::bgpo::{Average, ELBO_SAMPLES, ElboKlEstimator, ElboNorm, ElboRatio, OLD_ELBO_SAMPLES, RatioForm};
+use crate::papers::bgpo::{
+    Average, ELBO_SAMPLES, ElboKlEstimator, ElboNorm, ElboRatio, OLD_ELBO_SAMPLES, RatioForm,
+};
 use crate::state::State;
 use crate::table::Table;
 
@@ -169,8 +171,5 @@ fn from_logits(case: &Case) -> Outcome {
     let (block, aggregation) = clipped(case)?;
     let (a, mask) = (case.numbers("advantages")?, case.table("response_mask")?);
     let parts = parts(&new, &old, &a, mask, block, aggregation)?;
-    Ok(Outputs::from([
-        ("loss", values(&parts.loss)?),
-        ("grad_logits", gradient(&parts.loss, &logits)?),
-    ]))
+    Ok(Outputs::from([("loss", values(&parts.loss)?), ("grad_logits", gradient(&parts.loss, &logits)?)]))
 }

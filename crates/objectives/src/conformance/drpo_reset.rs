@@ -4,15 +4,16 @@ use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{StreamGae, StreamReturns};
 use crate::aggregation::Aggregation;
 use crate::batch::{
-    Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED, RETURNS, VALUE_PREDICTIONS, VALUES,
+    Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, RETURNS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED,
+    VALUE_PREDICTIONS, VALUES,
 };
 use crate::block::TokenRule;
+use crate::critic::ClippedValue;
 use crate::objective::Objective;
 use crate::papers::drpo_reset::{
     FORCED, ResetMask, SCORE_INDEX, TerminalScore, forced_tokens, longest_prefix, reference_length, truncate,
 };
 use crate::state::State;
-use crate::critic::ClippedValue;
 use crate::surrogate::{ClippedRatio, clipped_value_loss};
 
 pub(super) fn run(case: &Case) -> Outcome {

@@ -2,14 +2,16 @@
 
 use serde_json::json;
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
+use super::case::{Case, Failure, Outcome, Outputs, code, gradient, values};
 use super::model_dllm::sizes;
 use crate::advantage::{GroupNorm, Spread, group_norm};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, Signals};
 use crate::diffusion::{mask_at_ratio, mean_field_entropy, timesteps, token_log_probs};
 use crate::objective::Objective;
-use crate::papers::igpo_inpaint::rollout::{FormatReward, HintLayout, first_boxed, place_chunks, replacements};
+use crate::papers::igpo_inpaint::rollout::{
+    FormatReward, HintLayout, first_boxed, place_chunks, replacements,
+};
 use crate::papers::igpo_inpaint::{KeptKl, MeanFieldRatio, Over, entropy_filter, keep_tokens};
 use crate::state::State;
 use crate::table::Table;

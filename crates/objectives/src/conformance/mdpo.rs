@@ -5,8 +5,11 @@ use candle_core::{Tensor, Var};
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{EPISODE_STARTS, NEXT_VALUES, StreamGae, StreamReturns, standardise};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals, RETURNS, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES};
+use crate::batch::{
+    Batch, LOG_PROBS, OLD_LOG_PROBS, RETURNS, Signals, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES,
+};
 use crate::block::Regularizer;
+use crate::critic::ClippedValue;
 use crate::objective::{LossParts, Objective};
 use crate::papers::mdpo::off_policy::{
     ACTION_VALUES, POLICY_LOG_STDS, POLICY_MEANS, Pairing, SoftMirror, Squash, SquashPenalty,
@@ -17,7 +20,6 @@ use crate::papers::mdpo::{
     gaussian_log_prob, log_q, step_size,
 };
 use crate::state::State;
-use crate::critic::ClippedValue;
 use crate::table::Table;
 
 pub(super) fn run(case: &Case) -> Outcome {

@@ -7,11 +7,12 @@ use serde_json::Value;
 use super::bgpo;
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::diffusion::{
-    Clip, MdpoLoss, Negative, Sandwich, Wd1, bernoulli_masks, complementary_elbo, coupled_log_probs, coupled_masks,
-    denoising_loss, elbo_samples, espo_loss, gumbel_argmax, gumbel_scores, leave_one_out_scaled, log_linear,
-    mask_prompt, mdpo_loss, population_norm, sandwich, sandwich_loss, select_by_factor, select_by_threshold,
-    select_fixed, shift_logits, step_advantages, steps_to_train, token_log_probs, token_ratio_loss, trace_loss,
-    trajectory_slices, transfer_counts, uni_grpo_loss, vrpo_loss, wd1_loss,
+    Clip, MdpoLoss, Negative, Sandwich, Wd1, bernoulli_masks, complementary_elbo, coupled_log_probs,
+    coupled_masks, denoising_loss, elbo_samples, espo_loss, gumbel_argmax, gumbel_scores,
+    leave_one_out_scaled, log_linear, mask_prompt, mdpo_loss, population_norm, sandwich, sandwich_loss,
+    select_by_factor, select_by_threshold, select_fixed, shift_logits, step_advantages, steps_to_train,
+    token_log_probs, token_ratio_loss, trace_loss, trajectory_slices, transfer_counts, uni_grpo_loss,
+    vrpo_loss, wd1_loss,
 };
 use crate::kl::KlEstimator;
 use crate::table::Table;
@@ -166,8 +167,10 @@ fn espo_elbo(case: &Case) -> Outcome {
     let (logits, other) = (case.var("logits")?, case.var("complement_logits")?);
     let ids = targets(case, "targets")?;
     let log_probs = token_log_probs(logits.as_tensor(), &ids)?;
-    let complement = if case.param("coupled")? { Some(token_log_probs(other.as_tensor(), &ids)?) } else { None };
-    let elbo = complementary_elbo(&log_probs, complement.as_ref(), &flags(case, "masks")?, &case.tensor("p_mask")?)?;
+    let complement =
+        if case.param("coupled")? { Some(token_log_probs(other.as_tensor(), &ids)?) } else { None };
+    let elbo =
+        complementary_elbo(&log_probs, complement.as_ref(), &flags(case, "masks")?, &case.tensor("p_mask")?)?;
     let total = (&elbo * case.tensor("upstream")?)?.sum_all()?;
     Ok(Outputs::from([
         ("elbo", values(&elbo)?),
@@ -187,10 +190,7 @@ fn coupled_logprob(case: &Case) -> Outcome {
     let ratio = case.param("mask_ratio")?;
     let log_probs = coupled_log_probs(&part(0)?, &part(1)?, &part(2)?, &flags(case, "mask")?, ratio, false)?;
     let total = (&log_probs * case.tensor("upstream")?)?.sum_all()?;
-    Ok(Outputs::from([
-        ("log_probs", values(&log_probs)?),
-        ("grad_logits", gradient(&total, &logits)?),
-    ]))
+    Ok(Outputs::from([("log_probs", values(&log_probs)?), ("grad_logits", gradient(&total, &logits)?)]))
 }
 
 fn shifted(case: &Case) -> Outcome {

@@ -6,12 +6,12 @@ use efference_ops::{TokenScores, token_scores};
 use super::case::{Case, Failure, Outcome, Outputs, gradient, values};
 use crate::advantage::{GroupNorm, Spread, group_norm};
 use crate::aggregation::{Aggregation, Normaliser};
-use crate::filter::AccuracyFilter;
 use crate::batch::{Batch, LOG_PROBS, OLD_LOG_PROBS, Signals};
+use crate::filter::AccuracyFilter;
 use crate::objective::Objective;
-use crate::state::State;
 use crate::papers::srpo::{Progress, ProgressNorm, progress_rewards};
 use crate::shaping::place_terminal;
+use crate::state::State;
 use crate::surrogate::ClippedRatio;
 use crate::table::Table;
 

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use serde_json::json;
 
-use super::case::{Case, Failure, Outcome, Outputs, gradient, code, values};
+use super::case::{Case, Failure, Outcome, Outputs, code, gradient, values};
 use super::model_dllm::sizes;
 use crate::papers::tgpo::dynamics::{Speed, linear, unicycle};
 use crate::papers::tgpo::ground::best_allocation;
@@ -132,7 +132,8 @@ fn metropolis(case: &Case) -> Outcome {
     let (penalty, gap) = (after(" - ")?, after("|<")?);
     let (center, weight) = (case.numbers("center")?, case.numbers("weight")?);
     let value = |tau: &[usize]| {
-        let far = tau.iter().zip(&center).zip(&weight).map(|((&t, c), w)| w * (t as f64 - c) * (t as f64 - c));
+        let far =
+            tau.iter().zip(&center).zip(&weight).map(|((&t, c), w)| w * (t as f64 - c) * (t as f64 - c));
         let close = matches!(tau, [a, b, ..] if (*a as f64 - *b as f64).abs() < gap);
         Ok(-far.sum::<f64>() - if close { penalty } else { 0.0 })
     };

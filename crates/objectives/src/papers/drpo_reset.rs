@@ -30,9 +30,9 @@ use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, Signals, TOKEN_REWARDS, TRUNCATED};
 use crate::block::{Block, BlockKind, Kind, Reward, TokenRule};
 use crate::composition::Composition;
+use crate::critic::ClippedValue;
 use crate::error::{Error, Result};
 use crate::state::State;
-use crate::critic::ClippedValue;
 use crate::surrogate::ClippedRatio;
 use crate::table::Table;
 

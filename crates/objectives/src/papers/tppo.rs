@@ -265,8 +265,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::advantage::{Gae, gae};
-    use crate::batch::{LOG_PROBS, OLD_LOG_PROBS};
     use crate::batch::VALUE_PREDICTIONS;
+    use crate::batch::{LOG_PROBS, OLD_LOG_PROBS};
     use candle_core::{Device, Tensor};
     use proptest::prelude::*;
 

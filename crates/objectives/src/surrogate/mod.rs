@@ -2,9 +2,9 @@
 
 mod clipped;
 mod kl_cov;
+mod preference;
 mod sequence;
 mod token;
-mod preference;
 mod value;
 
 pub use clipped::{ClipOutcome, ClippedRatio};

@@ -16,9 +16,9 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use error::{ConfigError, Place, Problem};
-pub use sections::{CriticConfig, 
-    CheckpointConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig, RecordConfig,
-    RlConfig, RunConfig, SftConfig, TrainConfig,
+pub use sections::{
+    CheckpointConfig, CriticConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig,
+    RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
 };
 pub use settings::{Check, Field, Kind, Range, Section};
 

@@ -5,9 +5,9 @@
 use efference_objectives::registry::Algorithm;
 use toml::{Table, Value};
 
-use super::{RlConfig, TrainConfig};
 use super::error::Problem;
 use super::resolve::Source;
+use super::{RlConfig, TrainConfig};
 use crate::error::Error;
 use crate::world;
 

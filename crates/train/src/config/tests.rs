@@ -53,7 +53,8 @@ fn overrides_win_in_order_and_need_no_shell_quotes() {
 
 #[test]
 fn what_is_written_is_read_back_equal() {
-    let c = resolve(SMALL, &["rl.objective.surrogate.clip_high=0.28", "rl.minutes=2.5", "sft.lr=3e-4"]).unwrap();
+    let c =
+        resolve(SMALL, &["rl.objective.surrogate.clip_high=0.28", "rl.minutes=2.5", "sft.lr=3e-4"]).unwrap();
     let again = resolve(&c.to_toml().unwrap(), &[]).unwrap();
     assert_eq!(c, again);
 }

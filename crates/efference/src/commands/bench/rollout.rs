@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use efference_envs::tabletop::{TabletopEnv, train_seed};
 use efference_envs::{ACTION_DIM, Action, Env};
 use efference_nets::Draw;
-use efference_rollout::{CollectOptions, Noise, Collector, EpisodePlan, Look, VlaPolicy};
+use efference_rollout::{CollectOptions, Collector, EpisodePlan, Look, Noise, VlaPolicy};
 use efference_train::config::TrainConfig;
 use efference_train::decisions::Example;
 use efference_train::optimise::{Optimiser, OptimiserSettings};
@@ -209,7 +209,8 @@ impl Bench {
                     group: i,
                 })
                 .collect();
-            let options = CollectOptions { temperature: 1.0, noise: Noise::Token, slots: SLOTS, keep_snapshots: false };
+            let options =
+                CollectOptions { temperature: 1.0, noise: Noise::Token, slots: SLOTS, keep_snapshots: false };
             let played =
                 collector.collect(&self.policy, &plans, &options, &mut |_| true).map_err(Error::from)?;
             steps += played.iter().map(|t| t.finish_steps).sum::<usize>();

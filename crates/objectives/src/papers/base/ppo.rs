@@ -15,8 +15,8 @@ use super::{Paper, VECTORS};
 use crate::advantage::Gae;
 use crate::aggregation::Aggregation;
 use crate::composition::Composition;
-use crate::shaping::Terminal;
 use crate::critic::{ClippedValue, ValueTargets};
+use crate::shaping::Terminal;
 use crate::surrogate::ClippedRatio;
 
 /// The paper.

@@ -161,7 +161,8 @@ impl ElboRatio {
             let expected = format!("[{b}, T], a row per row of `elbo_samples`");
             return Err(Error::Shape { name: "advantages", got: vec![rows, t], expected });
         }
-        let tangent = || -> Result<Tensor> { Ok((&d + 1.0)?.unsqueeze(2)?.broadcast_as((b, n, t))?.contiguous()?) };
+        let tangent =
+            || -> Result<Tensor> { Ok((&d + 1.0)?.unsqueeze(2)?.broadcast_as((b, n, t))?.contiguous()?) };
         let jensen = || -> Result<Tensor> {
             let e = clamp(&d, -LARGEST_EXPONENT, LARGEST_EXPONENT)?.exp()?;
             Ok(e.unsqueeze(2)?.broadcast_as((b, n, t))?.contiguous()?)
@@ -228,7 +229,10 @@ impl Block for ElboRatio {
         if !self.clip {
             return format!("{form}, not clipped");
         }
-        format!("{form}, clipped to [1 - {}, 1 + {}] per mask, dual clip {}", self.clip_low, self.clip_high, self.dual_clip)
+        format!(
+            "{form}, clipped to [1 - {}, 1 + {}] per mask, dual clip {}",
+            self.clip_low, self.clip_high, self.dual_clip
+        )
     }
 }
 
@@ -268,7 +272,8 @@ impl Surrogate for ElboRatio {
             Average::Tokens => Terms::Tokens(per_token),
             Average::Responses => {
                 let mask = batch.mask();
-                let share: Vec<f64> = mask.row_sums().into_iter().map(|n| if n > 0.0 { 1.0 / n } else { 0.0 }).collect();
+                let share: Vec<f64> =
+                    mask.row_sums().into_iter().map(|n| if n > 0.0 { 1.0 / n } else { 0.0 }).collect();
                 let share = Table::broadcast(&share, mask)?.to_tensor(&per_token)?;
                 Terms::Sequences((keep_where(&per_token, mask)? * share)?.sum(1)?)
             }
@@ -457,7 +462,8 @@ mod tests {
         for d in [-1e4, 1e4] {
             let (old, new) = (vec![0.0; 3], vec![d; 3]);
             for form in [RatioForm::Bound, RatioForm::Jensen, RatioForm::ElboMean] {
-                let (loss, grad) = run(ElboRatio { form, ..ElboRatio::default() }, &new, &old, &[1.0, -1.0, 5.0], 1);
+                let (loss, grad) =
+                    run(ElboRatio { form, ..ElboRatio::default() }, &new, &old, &[1.0, -1.0, 5.0], 1);
                 assert!(loss.is_finite() && grad.iter().all(|g| g.is_finite()), "{form:?} {d}");
                 assert_eq!(grad[2], 0.0);
             }

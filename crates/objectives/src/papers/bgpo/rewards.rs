@@ -88,7 +88,8 @@ impl Parser<'_> {
             self.take(&[')'])?;
             inner
         } else {
-            let digits = self.text.get(self.at..)?.iter().take_while(|c| c.is_ascii_digit() || **c == '.').count();
+            let digits =
+                self.text.get(self.at..)?.iter().take_while(|c| c.is_ascii_digit() || **c == '.').count();
             let number: String = self.text.get(self.at..self.at + digits)?.iter().collect();
             self.at += digits;
             number.parse().ok()?

@@ -264,7 +264,11 @@ impl Surrogate for MeanFieldRatio {
         // Numbers to log are means over kept tokens, like the loss.
         let logged = |x: &Tensor| -> Result<Table> {
             let table = Table::from_tensor(&x.detach())?;
-            let values = table.values.iter().zip(&signals.weights.values).map(|(x, w)| if *w == 0.0 { 0.0 } else { x * w });
+            let values = table
+                .values
+                .iter()
+                .zip(&signals.weights.values)
+                .map(|(x, w)| if *w == 0.0 { 0.0 } else { x * w });
             Ok(Table { values: values.collect(), ..table })
         };
         let stats = vec![
@@ -362,7 +366,8 @@ mod tests {
     fn run(over: Over, kept: &[f64], parts: &[&[usize]]) -> (f64, Vec<f64>) {
         let p = [-1.0, -2.0, -0.5, -0.3, -1.4, -0.9];
         let log_probs = Var::from_slice(&p, (2, 3), &Device::Cpu).unwrap();
-        let other = |shift: f64| Tensor::from_vec(p.iter().map(|x| x * 0.9 + shift).collect(), (2, 3), &Device::Cpu);
+        let other =
+            |shift: f64| Tensor::from_vec(p.iter().map(|x| x * 0.9 + shift).collect(), (2, 3), &Device::Cpu);
         let mask = table(&[1.0; 6], 3);
         let whole = Normaliser::of(&mask);
         let mut signals = Signals::new(Table::broadcast(&[1.0, -1.0], &mask).unwrap());

@@ -113,7 +113,9 @@ impl HintLayout {
             .collect();
         let scale = (usable as f64 / reference.len().max(1) as f64).clamp(self.min_scale, self.max_scale);
         let (mut response, mut generate) = (vec![mask_id; gen_length], vec![true; gen_length]);
-        for (&(start, _), (to, end)) in revealed.iter().zip(place_chunks(&revealed, usable, scale, self.max_spacing)) {
+        for (&(start, _), (to, end)) in
+            revealed.iter().zip(place_chunks(&revealed, usable, scale, self.max_spacing))
+        {
             for (offset, at) in (to..end).enumerate() {
                 if let (Some(&id), Some(slot)) = (reference.get(start + offset), response.get_mut(at)) {
                     (*slot, generate[at]) = (id, false);

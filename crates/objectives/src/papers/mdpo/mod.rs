@@ -32,10 +32,10 @@ use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
+use crate::critic::ClippedValue;
 use crate::error::{Error, Result};
 use crate::kl::clamp;
 use crate::state::State;
-use crate::critic::ClippedValue;
 use crate::table::Table;
 
 /// KL of every decision's distribution from the one that sampled.

@@ -99,8 +99,12 @@ fn push(formula: &Formula, negated: bool) -> Result<Formula> {
         (Formula::Not { arg }, _) => push(arg, !negated)?,
         (Formula::And { args }, false) | (Formula::Or { args }, true) => Formula::And { args: all(args)? },
         (Formula::Or { args }, false) | (Formula::And { args }, true) => Formula::Or { args: all(args)? },
-        (Formula::Implies { lhs, rhs }, false) => Formula::Or { args: vec![push(lhs, true)?, push(rhs, false)?] },
-        (Formula::Implies { lhs, rhs }, true) => Formula::And { args: vec![push(lhs, false)?, push(rhs, true)?] },
+        (Formula::Implies { lhs, rhs }, false) => {
+            Formula::Or { args: vec![push(lhs, true)?, push(rhs, false)?] }
+        }
+        (Formula::Implies { lhs, rhs }, true) => {
+            Formula::And { args: vec![push(lhs, false)?, push(rhs, true)?] }
+        }
         (Formula::Eventually { a, b, arg }, false) | (Formula::Always { a, b, arg }, true) => {
             Formula::Eventually { a: *a, b: *b, arg: boxed(arg)? }
         }
@@ -188,7 +192,10 @@ fn walk(
     left: UntilLeft,
     out: &mut Grounding,
 ) -> Result<()> {
-    let short = || Error::Invalid { what: "allocation", reason: "fewer values than the formula has variables".into() };
+    let short = || Error::Invalid {
+        what: "allocation",
+        reason: "fewer values than the formula has variables".into(),
+    };
     match formula {
         _ if is_literal(formula) => out.subgoals.push(Subgoal { formula: formula.clone(), time: base }),
         Formula::And { args } => {
@@ -199,7 +206,8 @@ fn walk(
         Formula::Or { args } => {
             let index = values.next().ok_or_else(short)?;
             let reason = || format!("there is no branch {index} of {}", args.len());
-            let arg = args.get(index).ok_or_else(|| Error::Invalid { what: "allocation", reason: reason() })?;
+            let arg =
+                args.get(index).ok_or_else(|| Error::Invalid { what: "allocation", reason: reason() })?;
             walk(arg, base, values, left, out)?;
         }
         Formula::Eventually { arg, .. } => {
@@ -256,7 +264,8 @@ pub fn best_allocation(formula: &Formula, trace: &Trace, left: UntilLeft) -> Res
     };
     let branches = slots(&formula)?;
     let count = |slots: &Vec<Slot>| slots.iter().try_fold(1usize, |n, slot| n.checked_mul(range(slot).1));
-    let total = branches.iter().try_fold(0usize, |n, slots| n.checked_add(count(slots)?)).filter(|&n| n <= MOST);
+    let total =
+        branches.iter().try_fold(0usize, |n, slots| n.checked_add(count(slots)?)).filter(|&n| n <= MOST);
     let Some(allocations) = total else {
         let reason = format!("more than {MOST} allocations of {}", formula.text());
         return Err(Error::Invalid { what: "formula", reason });
@@ -302,8 +311,13 @@ mod tests {
         let choice = Formula::Or { args: vec![until, stay.clone()] };
         vec![
             Formula::Eventually { a: 0, b: 5, arg: Box::new(choice.clone()) },
-            Formula::And { args: vec![choice, Formula::Eventually { a: 1, b: 3, arg: Box::new(stay.clone()) }] },
-            Formula::Implies { lhs: Box::new(stay), rhs: Box::new(Formula::And { args: vec![x(), not(y())] }) },
+            Formula::And {
+                args: vec![choice, Formula::Eventually { a: 1, b: 3, arg: Box::new(stay.clone()) }],
+            },
+            Formula::Implies {
+                lhs: Box::new(stay),
+                rhs: Box::new(Formula::And { args: vec![x(), not(y())] }),
+            },
         ]
     }
 
@@ -335,7 +349,8 @@ mod tests {
         let trace = Trace::new([("x".to_string(), vec![0.0; 4])]).unwrap();
         let error = best_allocation(&recurrence, &trace, UntilLeft::Closed).unwrap_err().to_string();
         assert!(error.contains("recurrence"), "{error}");
-        let until = Formula::Until { a: 0, b: 1, lhs: Box::new(pred("x", 0.0)), rhs: Box::new(pred("x", 1.0)) };
+        let until =
+            Formula::Until { a: 0, b: 1, lhs: Box::new(pred("x", 0.0)), rhs: Box::new(pred("x", 1.0)) };
         assert!(push_negations(&Formula::Not { arg: Box::new(until) }).is_err());
     }
 

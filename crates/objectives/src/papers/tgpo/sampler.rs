@@ -92,9 +92,8 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 11) as f64 / (1u64 << 53) as f64
         };
-        let proposals: Vec<Proposal> = (0..40_000)
-            .map(|_| Proposal { slot: 0, value: within(0, 2, draw()), uniform: draw() })
-            .collect();
+        let proposals: Vec<Proposal> =
+            (0..40_000).map(|_| Proposal { slot: 0, value: within(0, 2, draw()), uniform: draw() }).collect();
         let chain = metropolis_hastings(&[0], &proposals, 2.0, |x| Ok(x[0] as f64)).unwrap();
         let weights = [1.0, 0.5f64.exp(), 1f64.exp()];
         for (state, weight) in weights.iter().enumerate() {

@@ -173,7 +173,13 @@ impl StagedReward {
     ///
     /// # Errors
     /// Points of other dimensions than the regions.
-    pub fn along(&self, path: &[Vec<f64>], goals: &[Goal], obstacles: &[Obstacle], end: usize) -> Result<Staged> {
+    pub fn along(
+        &self,
+        path: &[Vec<f64>],
+        goals: &[Goal],
+        obstacles: &[Obstacle],
+        end: usize,
+    ) -> Result<Staged> {
         let times: Vec<usize> = goals.iter().map(|goal| goal.time).collect();
         let steps = path.len().saturating_sub(1);
         let mut out = Staged {
@@ -224,7 +230,8 @@ pub fn as_inputs(paths: &[Staged]) -> Result<([Table; 3], Vec<f64>)> {
         let rows: Vec<Vec<f64>> = paths.iter().map(|p| p.components.iter().map(|c| c[k]).collect()).collect();
         Table::from_rows(&rows)
     };
-    let success = paths.iter().map(|p| f64::from(u8::from(p.components.iter().any(|c| c[3] > 0.0)))).collect();
+    let success =
+        paths.iter().map(|p| f64::from(u8::from(p.components.iter().any(|c| c[3] > 0.0)))).collect();
     let mut distance = column(0)?;
     distance.values.iter_mut().for_each(|d| *d = -*d);
     Ok(([distance, column(1)?, column(2)?], success))

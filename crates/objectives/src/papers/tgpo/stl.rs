@@ -240,9 +240,7 @@ impl Formula {
             Self::Not { arg } => of(arg)?.into_iter().map(|x| -x).collect(),
             Self::And { args } => fold(args, f64::INFINITY, f64::min)?,
             Self::Or { args } => fold(args, f64::NEG_INFINITY, f64::max)?,
-            Self::Implies { lhs, rhs } => {
-                of(lhs)?.iter().zip(of(rhs)?).map(|(l, r)| r.max(-l)).collect()
-            }
+            Self::Implies { lhs, rhs } => of(lhs)?.iter().zip(of(rhs)?).map(|(l, r)| r.max(-l)).collect(),
             Self::Eventually { a, b, arg } => window(&of(arg)?, *a, *b, f64::NEG_INFINITY, f64::max),
             Self::Always { a, b, arg } => window(&of(arg)?, *a, *b, f64::INFINITY, f64::min),
             Self::Until { a, b, lhs, rhs } => {
@@ -447,7 +445,8 @@ mod tests {
 
     #[test]
     fn a_cold_soft_robustness_is_the_hard_one_and_a_region_is_a_disc() {
-        let disc = |radius| Formula::Region { names: vec!["x".into(), "y".into()], center: vec![1.0, 0.0], radius };
+        let disc =
+            |radius| Formula::Region { names: vec!["x".into(), "y".into()], center: vec![1.0, 0.0], radius };
         let until = Formula::Until { a: 0, b: 2, lhs: Box::new(disc(5.0)), rhs: Box::new(disc(0.5)) };
         let (x, y) = ([0.0, 0.5, 1.0], [0.0, 0.1, 0.2]);
         let trace = Trace::new([("x".to_string(), x.to_vec()), ("y".to_string(), y.to_vec())]).unwrap();
