@@ -148,8 +148,7 @@ impl Case {
             for (index, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
                 // Infinities are equal or not: their difference is no number. An expected null is met by no number only.
                 let same = got == expected || (got.is_nan() && expected.is_nan());
-                let gap = if same { 0.0 } else { (got - expected).abs() };
-                let error = gap / (1.0 + expected.abs());
+                let error = if same { 0.0 } else { (got - expected).abs() / (1.0 + expected.abs()) };
                 let error = if error.is_nan() { f64::INFINITY } else { error };
                 if error > worst {
                     (worst, place) = (error, Some((name, index, got, expected)));
