@@ -10,7 +10,18 @@ use synthetic::{B, Fields, Gradients, T, chain};
 
 /// Where a check cannot hold: algorithm, check, reason. A block whose updates depend on the whole batch says so itself
 /// (`Block::batch_wide`).
-const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("aepo_arbitrary", "permutation", "the FIRST right answers at the other temperature are taken"),
+    ("bgpo", "padding", "the bound is divided by the padded length"),
+    ("drpo", "padding", "the longest length is the padded one unless `max_len` is set"),
+    ("drpo_reset", "padding", "every position of a stream is a step"),
+    ("gigpo", "permutation", "the rows of a trajectory are its steps in order"),
+    ("mdpo", "padding", "every position of a stream is a step"),
+    ("mpo", "padding", "the outcome stands one position after the last token, if there is one"),
+    ("riskpo", "permutation", "consecutive prompts are bundled, answers of one rank are scored together"),
+    ("spo_segment", "an empty sequence", "its cutpoints must lie inside of it"),
+    ("seed_grpo", "padding", "the constant length is the padded one unless it is set"),
+];
 
 /// Runs `check` on every algorithm that has no exception; all failures are reported at once.
 fn every(name: &str, check: impl Fn(&Objective, &Fields) -> Result<(), String>) {
@@ -184,33 +195,41 @@ fn state_goes_through_a_checkpoint_bit_for_bit() {
     });
 }
 
-/// A sequence without a valid token, and groups whose rewards are all equal.
+fn finite(fields: &Fields, objective: &Objective) -> Result<(), String> {
+    let run = fields.run(objective, &mut State::default()).map_err(|e| chain(&e))?;
+    if run.loss.is_finite() && run.gradients.values().flatten().all(|g| g.is_finite()) {
+        return Ok(());
+    }
+    Err(format!("the loss is {}, or a gradient is not finite", run.loss))
+}
+
 #[test]
-fn degenerate_batches_give_finite_numbers() {
-    every("degenerate", |objective, fields| {
-        let mut empty = fields.clone();
-        empty.mask.values[T..2 * T].fill(0.0);
-        let mut equal = fields.clone();
-        for (input, field) in &mut equal.fields {
+fn an_empty_sequence_gives_finite_numbers() {
+    every("an empty sequence", |objective, fields| {
+        let mut fields = fields.clone();
+        fields.mask.values[T..2 * T].fill(0.0);
+        finite(&fields, objective)
+    });
+}
+
+#[test]
+fn equal_rewards_and_lone_members_give_finite_numbers() {
+    every("equal rewards", |objective, fields| {
+        let mut fields = fields.clone();
+        for (input, field) in &mut fields.fields {
             if ["rewards", "success"].contains(&input.name) {
                 *field = Field::Rows(vec![1.0; B]);
             }
         }
-        let mut alone = fields.clone();
-        for (input, field) in &mut alone.fields {
+        finite(&fields, objective)
+    });
+    every("groups of one", |objective, fields| {
+        let mut fields = fields.clone();
+        for (input, field) in &mut fields.fields {
             if *input == GROUP_IDS {
                 *field = Field::Ids((0..B as u64).collect());
             }
         }
-        let cases = [("an empty sequence", empty), ("equal rewards", equal), ("groups of one", alone)];
-        for (what, fields) in cases {
-            let run =
-                fields.run(objective, &mut State::default()).map_err(|e| format!("{what}: {}", chain(&e)))?;
-            let finite = run.loss.is_finite() && run.gradients.values().flatten().all(|g| g.is_finite());
-            if !finite {
-                return Err(format!("{what}: the loss is {}, or a gradient is not finite", run.loss));
-            }
-        }
-        Ok(())
+        finite(&fields, objective)
     });
 }

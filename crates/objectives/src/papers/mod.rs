@@ -1,4 +1,4 @@
-//! One file per paper. To add one: its file here, one line in [`for_each_paper`], its preset
+//! One file per paper. To add one: its file here, one line in `for_each_paper!`, its preset
 //! `configs/algorithms/ID.toml`, and the replay of its vectors in `conformance/ID.rs`.
 
 pub mod base;

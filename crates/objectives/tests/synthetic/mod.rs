@@ -137,6 +137,24 @@ pub fn generate(input: Input, mask: &Table, seed: u64, kind: Option<Kind>) -> Fi
         ("finish_steps" | "response_lengths", None) => {
             return Field::Ids(mask.row_sums().into_iter().map(|l| l as u64).collect());
         }
+        // A paper's own.
+        ("query_embeddings" | "negative_embeddings", _) => {
+            let of_group = |i: usize| {
+                let mut random = Random::new(salt ^ (i / GROUP) as u64 ^ 0x5bd1_e995);
+                (0..3).map(|_| random.within(0.1, 1.0)).collect()
+            };
+            return Field::Vectors((0..B).map(of_group).collect());
+        }
+        ("responses", None) => {
+            let text = |i: usize| format!("<think>a</think>[{{\"point_2d\": [{}, 12]}}]", 10 + 4 * (i % 5));
+            return Field::Texts((0..B).map(text).collect());
+        }
+        ("target_boxes", _) => return Field::Vectors(vec![vec![10.0, 10.0, 20.0, 20.0]; B]),
+        ("cutpoints", _) => return Field::Vectors(vec![vec![-1.0, 0.0]; B]),
+        ("segment_values", _) => {
+            let row = |random: &mut Random| (0..2).map(|_| random.next()).collect();
+            return Field::Vectors((0..B).map(|_| row(&mut random)).collect());
+        }
         _ => {}
     }
     let name = input.name;
@@ -161,7 +179,7 @@ pub fn generate(input: Input, mask: &Table, seed: u64, kind: Option<Kind>) -> Fi
             } else if name.ends_with("_ids") {
                 Field::Table(on_tokens(&mut |_, t| (random.next() * 5.0).floor() + (t % 2) as f64))
             } else if about.contains("gradient") {
-                Field::Tensor(tensor(&[B, T], |_| random.within(0.2, 2.0)))
+                Field::Tensor(tensor(&[B, T], |_| random.within(0.1, 1.2)))
             } else {
                 Field::Table(on_tokens(&mut |_, _| flag_or(&mut random, 0.1, 0.9)))
             }
