@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, group_norm};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, OLD_LOG_PROBS, Signals};
+use crate::batch::{Batch, GROUP_IDS, Input, OLD_LOG_PROBS, Signals, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Filter, Kind, Reward, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -252,6 +252,10 @@ fn check_controller(target: f64, high: f64, low: f64) -> Result<()> {
 }
 
 impl Block for TemperatureMix {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, TEMPERED]
     }
@@ -414,6 +418,10 @@ impl DistributionCentric {
 }
 
 impl Block for DistributionCentric {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![OLD_LOG_PROBS, TEMPERED_LOG_PROBS]
     }

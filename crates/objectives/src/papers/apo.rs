@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, REF_LOG_PROBS, Signals};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, REF_LOG_PROBS, Signals, OUTCOMES};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -118,6 +118,10 @@ impl TokenRule for AdvantageClip {
 pub struct Difficulty {}
 
 impl Block for Difficulty {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS]
     }
@@ -160,6 +164,10 @@ impl Default for ComplexityScale {
 }
 
 impl Block for ComplexityScale {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS]
     }

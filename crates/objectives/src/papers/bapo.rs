@@ -215,6 +215,10 @@ fn step(bound: &mut f64, by: f64, max: f64) -> bool {
 }
 
 impl Block for BalancedBounds {
+    fn batch_wide(&self) -> Option<&'static str> {
+        Some("the bounds are searched on the tokens of the update")
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![LOG_PROBS, OLD_LOG_PROBS]
     }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupBaseline, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -242,6 +242,10 @@ fn ln_gamma(x: f64) -> f64 {
 }
 
 impl Block for BetaNorm {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         let mut needs = vec![GROUP_IDS];
         needs.extend(self.decompose.then_some(REWARD_COMPONENTS));

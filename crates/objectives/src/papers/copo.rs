@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, Signals};
+use crate::batch::{Batch, GROUP_IDS, Input, Signals, OUTCOMES};
 use crate::block::{Block, BlockKind, Kind, Surrogate, SurrogateLoss, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -266,6 +266,10 @@ impl ConsistencyBlend {
 }
 
 impl Block for ConsistencyBlend {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, ANSWER_IDS]
     }

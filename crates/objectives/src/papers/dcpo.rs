@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, PROMPT_IDS, Signals};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, PROMPT_IDS, Signals, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Surrogate, SurrogateLoss, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -165,6 +165,10 @@ fn mean_std(x: &[f64]) -> (f64, f64) {
 }
 
 impl Block for SmoothStandardised {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, PROMPT_IDS]
     }

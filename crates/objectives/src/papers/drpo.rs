@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, keep_where};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, keep_where, OUTCOMES};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -176,6 +176,14 @@ pub fn mean_log_probs(log_probs: &Tensor, mask: &Table) -> Result<Tensor> {
 }
 
 impl Block for Discriminative {
+    fn batch_wide(&self) -> Option<&'static str> {
+        Some("it compares the answers to one prompt, whose groups must be whole")
+    }
+
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![LOG_PROBS, GROUP_IDS]
     }
@@ -300,6 +308,10 @@ impl HingeKl {
 }
 
 impl Block for HingeKl {
+    fn batch_wide(&self) -> Option<&'static str> {
+        Some("the hinge is on the mean KL of the update")
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![LOG_PROBS, OLD_LOG_PROBS]
     }

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, REWARDS};
+use crate::batch::{Batch, GROUP_IDS, Input, REWARDS, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Reward};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -87,6 +87,10 @@ impl Default for StepReturns {
 }
 
 impl Block for StepReturns {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         let mut needs = vec![TRAJ_IDS, STEP_REWARDS];
         needs.extend((self.invalid_penalty != 0.0).then_some(INVALID_ACTIONS));
@@ -252,6 +256,10 @@ impl GroupInGroup {
 }
 
 impl Block for GroupInGroup {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, TRAJ_IDS, ANCHORS, STEP_RETURNS]
     }

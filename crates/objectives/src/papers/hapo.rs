@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, Signals};
+use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, Signals, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -246,6 +246,10 @@ pub fn token_group_norm(
 }
 
 impl Block for TokenGroupNorm {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS]
     }
@@ -357,6 +361,10 @@ impl EntropyAdaptive {
 }
 
 impl Block for EntropyAdaptive {
+    fn batch_wide(&self) -> Option<&'static str> {
+        Some("entropies are measured against those of the update")
+    }
+
     fn needs(&self) -> Vec<Input> {
         let mut needs = vec![LOG_PROBS, OLD_LOG_PROBS, ENTROPY];
         needs.extend(self.carry.then_some(OLD_ENTROPY));

@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, REWARDS, SUCCESS};
+use crate::batch::{Batch, GROUP_IDS, Input, REWARDS, SUCCESS, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Reward};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -338,6 +338,10 @@ impl BudgetAdvantage {
 }
 
 impl Block for BudgetAdvantage {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, BUDGETS]
     }

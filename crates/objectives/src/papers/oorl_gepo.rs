@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Paper;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, LOG_PROBS, Signals, keep_where};
+use crate::batch::{Batch, Input, LOG_PROBS, Signals, keep_where, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Regularizer, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -103,6 +103,10 @@ impl Default for WhitenedReturns {
 }
 
 impl Block for WhitenedReturns {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn validate(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.gamma) {
             return Err(Error::Setting { name: "gamma", got: self.gamma, expected: "0 to 1" });

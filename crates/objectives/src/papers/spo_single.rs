@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Paper;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, PROMPT_IDS};
+use crate::batch::{Batch, Input, PROMPT_IDS, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -290,6 +290,10 @@ impl SingleStream {
 }
 
 impl Block for SingleStream {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![PROMPT_IDS]
     }

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
+use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -162,6 +162,10 @@ pub fn teacher_rows(teacher_mask: &Table) -> Vec<bool> {
 }
 
 impl Block for MixedGroup {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![GROUP_IDS, TEACHER_MASK]
     }

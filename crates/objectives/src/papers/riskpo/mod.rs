@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, OUTCOMES};
 use crate::block::{Advantage, Block, BlockKind, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -362,6 +362,10 @@ fn band(r: f64, down: f64, up: f64, natural: bool) -> f64 {
 }
 
 impl Block for MixedValueAtRisk {
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
     fn needs(&self) -> Vec<Input> {
         let mut needs = vec![GROUP_IDS];
         needs.extend((self.bundle_size == 0).then_some(BUNDLE_IDS));
