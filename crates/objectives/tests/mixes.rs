@@ -45,9 +45,9 @@ const MIXES: &[(&str, &[&str], &str)] = &[
         reward = [{ kind = "dapo_overlong", max = 8, buffer = 4 }, { kind = "terminal" }]
         filter = [{ kind = "varying_success" }]
         advantage = { kind = "gae", lambda = 0.9 }
-        weight = [{ kind = "gae_returns", lambda = 0.9 }]
+        weight = [{ kind = "value_targets", lambda = 0.9 }]
         surrogate = { kind = "geo_mean" }
-        regularizer = [{ kind = "value_loss", coef = 0.5 }, { kind = "kl", anchor = "old", estimator = "k2" }]
+        regularizer = [{ kind = "clipped_value", coef = 0.5 }, { kind = "kl", anchor = "old", estimator = "k2" }]
         "#,
     ),
     (

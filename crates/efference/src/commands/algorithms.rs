@@ -2,16 +2,19 @@
 
 use std::path::PathBuf;
 
-use efference_objectives::{algorithms, conformance};
+use efference_objectives::{Algorithm, Composition, algorithms, conformance, page};
 use serde::Serialize;
 
 use crate::errors::Result;
 use crate::text::table;
 use crate::ui::Ui;
 
-/// List the algorithms, their papers, and how many of their reference vectors pass
+/// List the algorithms, their papers, and how many of their reference vectors pass; or show one as a composition
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Show this algorithm: its blocks with all their settings
+    #[arg(value_name = "ID")]
+    id: Option<String>,
     /// Folder of the reference vectors
     #[arg(long, value_name = "DIR", default_value = "tests/golden")]
     vectors: PathBuf,
@@ -29,6 +32,28 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    match &args.id {
+        Some(id) => one(id, ui),
+        None => all(args, ui),
+    }
+}
+
+#[derive(Serialize)]
+struct One<'a> {
+    algorithm: &'a str,
+    composition: &'a Composition,
+}
+
+fn one(id: &str, ui: &Ui) -> Result<()> {
+    let algorithm = Algorithm::from_table(id, &Default::default())?;
+    for line in page::recipe_text(id)?.lines() {
+        ui.line(line.to_owned());
+    }
+    ui.object(&One { algorithm: id, composition: &algorithm.composition });
+    Ok(())
+}
+
+fn all(args: &Args, ui: &Ui) -> Result<()> {
     let header = ["algorithm", "paper (arXiv)", "verified", "end to end", "what it changes"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let mut unchecked = false;
