@@ -251,6 +251,15 @@ fn values_that_cannot_be_say_what_can() {
             "bad.toml:2:21: `rl.objective.surrogate.clip_low`: -1 is out of range (`clip_low`: 0 to 1)",
         ),
         (
+            "[rl]\nobjective.regularizer.kl.coef = 0.01\n",
+            "`rl.objective.regularizer.kl.coef`: this composition does not work: the regularizer \"0.01 KL to the \
+             reference (k3)\" needs `ref_log_probs`",
+        ),
+        (
+            "[rl]\nalgorithm = \"papo\"\n",
+            "bad.toml:2:1: `rl.algorithm`: this composition does not work: ",
+        ),
+        (
             "[rl]\nobjective.filter.accuracy.lower = 2.0\n",
             "`rl.objective.filter.accuracy.lower`: 2 is out of range (`filter.lower`: between 0 and `upper`",
         ),

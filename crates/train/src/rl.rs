@@ -6,10 +6,7 @@ use std::time::Instant;
 use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
-use efference_objectives::batch::{
-    EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS, REWARDS,
-    SUCCESS, TASK_IDS, TRUNCATED, TURN_IDS, VALUES,
-};
+use efference_objectives::batch::{EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS, PROMPT_IDS, REWARDS, SUCCESS, TASK_IDS, TRUNCATED, TURN_IDS, VALUES};
 use efference_objectives::registry::Algorithm;
 use efference_objectives::{Batch, Input, Normaliser, Objective, Prepared, State, Table};
 use efference_ops::Grads;
@@ -69,6 +66,7 @@ const INPUTS: &[Input] = &[
     FINISH_STEPS,
     TRUNCATED,
     GROUP_IDS,
+    PROMPT_IDS,
     TASK_IDS,
     EMBEDDINGS,
     OLD_ENTROPY,
@@ -290,6 +288,8 @@ impl<'w> Rl<'w> {
             .with(OLD_ENTROPY, entropy)?
             .with(TURN_IDS, turns)?
             .with(GROUP_IDS, trajectories.iter().map(|t| t.plan.group).collect::<Vec<u64>>())?
+            // An initial state is a prompt: the same number whenever it comes again.
+            .with(PROMPT_IDS, trajectories.iter().map(|t| t.plan.env_seed).collect::<Vec<u64>>())?
             .with(TASK_IDS, trajectories.iter().map(task).collect::<Vec<u64>>())?;
         if embeds {
             let mut embeddings = embed_episodes(self.world, &self.encoder, trajectories)?;

@@ -35,7 +35,12 @@ fn objective(rl: &RlConfig, source: &Source, out: &mut Vec<Problem>) {
         Algorithm::from_table(algorithm, table).and_then(|a| a.objective.check(&inputs)).err()
     };
     out.extend(refused(settings).map(|error| {
-        let field = culprit(settings, OBJECTIVE, &|table| refused(table).is_some());
+        // What the preset alone cannot do is no fault of a setting.
+        let field = if refused(&Table::new()).is_some() {
+            "rl.algorithm".into()
+        } else {
+            culprit(settings, OBJECTIVE, &|table| refused(table).is_some())
+        };
         let what = match error {
             efference_objectives::Error::Block { reason, .. } => reason,
             efference_objectives::Error::Setting { name, got, expected } => {
