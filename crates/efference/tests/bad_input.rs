@@ -255,10 +255,7 @@ fn values_that_cannot_be_say_what_can() {
             "`rl.objective.regularizer.kl.coef`: this composition does not work: the regularizer \"0.01 KL to the \
              reference (k3)\" needs `ref_log_probs`",
         ),
-        (
-            "[rl]\nalgorithm = \"papo\"\n",
-            "bad.toml:2:1: `rl.algorithm`: this composition does not work: ",
-        ),
+        ("[rl]\nalgorithm = \"papo\"\n", "bad.toml:2:1: `rl.algorithm`: this composition does not work: "),
         (
             "[rl]\nobjective.filter.accuracy.lower = 2.0\n",
             "`rl.objective.filter.accuracy.lower`: 2 is out of range (`filter.lower`: between 0 and `upper`",

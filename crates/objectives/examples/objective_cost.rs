@@ -13,10 +13,10 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
+use efference_objectives::batch::VALUE_PREDICTIONS;
 use efference_objectives::batch::{
     ENTROPY, GROUP_IDS, LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, SUCCESS, VALUES,
 };
-use efference_objectives::batch::VALUE_PREDICTIONS;
 use efference_objectives::{Algorithm, Batch, Prepared, State, Table};
 use efference_ops as ops;
 use efference_ops::{Activation, AttentionMask};

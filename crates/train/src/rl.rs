@@ -6,7 +6,10 @@ use std::time::Instant;
 use candle_core::{DType, Tensor};
 use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
-use efference_objectives::batch::{EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS, PROMPT_IDS, REWARDS, SUCCESS, TASK_IDS, TRUNCATED, TURN_IDS, VALUES};
+use efference_objectives::batch::{
+    EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS,
+    PROMPT_IDS, REWARDS, SUCCESS, TASK_IDS, TRUNCATED, TURN_IDS, VALUES,
+};
 use efference_objectives::registry::Algorithm;
 use efference_objectives::{Batch, Input, Normaliser, Objective, Prepared, State, Table};
 use efference_ops::Grads;

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, group_norm};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, OLD_LOG_PROBS, Signals, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, OLD_LOG_PROBS, OUTCOMES, Signals};
 use crate::block::{Advantage, Block, BlockKind, Filter, Kind, Reward, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

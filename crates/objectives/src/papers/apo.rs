@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, REF_LOG_PROBS, Signals, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OUTCOMES, REF_LOG_PROBS, Signals};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

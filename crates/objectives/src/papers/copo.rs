@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, Signals, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES, Signals};
 use crate::block::{Block, BlockKind, Kind, Surrogate, SurrogateLoss, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, REWARDS, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES, REWARDS};
 use crate::block::{Advantage, Block, BlockKind, Kind, Reward};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

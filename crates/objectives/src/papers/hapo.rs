@@ -32,7 +32,9 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, Signals, OUTCOMES};
+use crate::batch::{
+    Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, OUTCOMES, Signals,
+};
 use crate::block::{Advantage, Block, BlockKind, Kind, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

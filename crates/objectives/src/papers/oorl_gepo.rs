@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Paper;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, LOG_PROBS, Signals, keep_where, OUTCOMES};
+use crate::batch::{Batch, Input, LOG_PROBS, OUTCOMES, Signals, keep_where};
 use crate::block::{Advantage, Block, BlockKind, Kind, Regularizer, Terms, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Paper;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, PROMPT_IDS, OUTCOMES};
+use crate::batch::{Batch, Input, OUTCOMES, PROMPT_IDS};
 use crate::block::{Advantage, Block, BlockKind, Kind};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::GroupNorm;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, REWARDS, SUCCESS, Signals, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES, REWARDS, SUCCESS, Signals};
 use crate::block::{Block, BlockKind, Filter, Kind, Reward, TokenRule};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

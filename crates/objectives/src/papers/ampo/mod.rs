@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, OUTCOMES};
+use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, OUTCOMES, Signals};
 use crate::block::{Advantage, Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, Signals, OUTCOMES};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, OUTCOMES, Signals};
 use crate::block::{Advantage, Block, BlockKind, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
