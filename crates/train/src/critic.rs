@@ -210,7 +210,7 @@ mod tests {
     fn episodes(n: usize) -> (Vec<Trajectory>, Vec<f64>) {
         let prompt = Arc::new(Prompt { instruction: String::new(), ids: vec![1] });
         let one = |i: usize| {
-            let good = i % 3 == 0;
+            let good = i.is_multiple_of(3);
             let noise = |k: usize| ((i * 7 + k * 13) % 11) as f32 / 11.0 - 0.5;
             let decision = |k: usize| Decision {
                 pixels: Vec::new(),

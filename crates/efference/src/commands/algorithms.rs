@@ -47,7 +47,7 @@ struct One<'a> {
 fn one(id: &str, ui: &Ui) -> Result<()> {
     let algorithm = Algorithm::from_table(id, &Default::default())?;
     for line in page::recipe_text(id)?.lines() {
-        ui.line(line.to_owned());
+        ui.line(line);
     }
     ui.object(&One { algorithm: id, composition: &algorithm.composition });
     Ok(())

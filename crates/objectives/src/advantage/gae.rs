@@ -121,7 +121,7 @@ impl Advantage for TurnGae {
         let rewards = if batch.has(TOKEN_REWARDS) { Some(batch.table(TOKEN_REWARDS)?) } else { None };
         let outcomes = batch.outcomes()?;
         let mut out = mask.filled(0.0);
-        for row in 0..mask.rows {
+        for (row, outcome) in outcomes.iter().enumerate().take(mask.rows) {
             // Turns as (first token, reward, tokens), in order.
             let mut all: Vec<(usize, f64, Vec<usize>)> = Vec::new();
             let mut current = f64::NAN;
@@ -139,7 +139,7 @@ impl Advantage for TurnGae {
                 }
             }
             if let (None, Some((_, reward, _))) = (&rewards, all.last_mut()) {
-                *reward = outcomes[row];
+                *reward = *outcome;
             }
             let (mut next_value, mut next_advantage) = (0.0, 0.0);
             for (first, reward, tokens) in all.iter().rev() {
