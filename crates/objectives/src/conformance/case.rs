@@ -92,6 +92,11 @@ impl Case {
         serde_json::from_value(shape).map_err(|e| Failure::Missing(format!("inputs.{name}.shape: {e}")))
     }
 
+    /// Names of the expected outputs, where they say what is asked for.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.keys().map(String::as_str)
+    }
+
     /// Ids, flags or counts.
     pub fn whole(&self, name: &str) -> Result<Vec<u64>, Failure> {
         Ok(self.numbers(name)?.into_iter().map(|x| x as u64).collect())

@@ -5,6 +5,7 @@
 //! |got - expected| <= tolerance * (1 + |expected|), with the file's own tolerance.
 
 mod case;
+mod flow3d_action;
 mod verl_loss;
 
 use std::path::{Path, PathBuf};
@@ -151,6 +152,8 @@ for_each_paper!(replays);
 fn replay(id: &str, case: &Case, others: &Replayer) -> CaseResult {
     let here = match replay_of(id) {
         Some(run) => run(case).and_then(|outputs| case.compare(&outputs)),
+        // Its names of outputs hold parameters of the case.
+        None if id == "flow3d_action" => flow3d_action::run(case).and_then(|outputs| case.compare(&outputs)),
         None => Err(Failure::NotHere(format!("`{}` of {id} is not implemented yet", case.function))),
     };
     let compared = match here {

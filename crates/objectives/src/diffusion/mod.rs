@@ -20,6 +20,8 @@
 //! | lower and upper bound | [`sandwich`] | SPG |
 //! | recorded trajectory | [`trajectory_slices`] | TraceRL |
 //!
+//! Diffusion over real numbers (actions, point flow) is in [`continuous`].
+//!
 //! Nothing here runs a network: logits, masks and uniform draws are given. Shapes: B sequences, N masks per sequence, L
 //! response tokens, V words; log-probabilities are natural; masks are `u8` tensors, 1 where a token is masked.
 //!
@@ -27,6 +29,7 @@
 //! (coupled-GRPO), 2505.19223 (VRPO), 2507.08838 (wd1), 2510.09541 (SPG), 2509.06949 (TraceRL), 2508.13148 (MDPO),
 //! 2512.03759 (ESPO), 2406.07524 (MDLM).
 
+pub mod continuous;
 mod decode;
 mod estimate;
 mod loss;
