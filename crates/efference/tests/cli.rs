@@ -35,7 +35,7 @@ fn json_lines(text: &str) -> Vec<Value> {
 fn the_repositorys_vectors_pass() {
     let text = out(&["conformance", "tests/golden"]);
     let last = text.lines().last().unwrap();
-    assert!(last.starts_with("91 passed, 0 failed"), "{last}");
+    assert!(last.starts_with("623 passed, 0 failed"), "{last}");
     let lines = json_lines(&out(&["--json", "conformance", "tests/golden/srpo.json"]));
     assert_eq!((lines.len(), &lines[12]["passed"], &lines[0]["verdict"]), (13, &12.into(), &"passed".into()));
 }
@@ -51,7 +51,7 @@ fn a_wrong_vector_is_shown_with_its_place_and_fails() {
     let output = efference(&["conformance", file.to_str().unwrap()]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let place = "no_cluster_uses_mean_of_successes: output `distance`: worst error 9.872e-1 at index 3";
+    let place = "no_cluster_uses_mean_of_successes: output `distance`: worst error 9.862e-1 at index 3";
     assert!(text.contains(place), "{text}");
     assert!(text.lines().last().unwrap().starts_with("11 passed, 1 failed"), "{text}");
     std::fs::write(&file, r#"{"id": "unheard_of", "cases": []}"#).unwrap();
@@ -65,6 +65,20 @@ fn algorithms_are_listed_with_what_verifies_them() {
     assert!(srpo.contains("2511.15605") && srpo.contains("12/12"), "{srpo}");
     let lines = json_lines(&out(&["algorithms", "--json"]));
     assert!(lines.iter().any(|line| line["algorithm"] == "grpo" && line["passed"] == line["cases"]));
+}
+
+#[test]
+fn an_algorithm_is_shown_as_a_composition() {
+    let text = out(&["algorithms", "papo"]);
+    for part in
+        ["2507.06448", "perception_kl", "clip_high = 0.3", "aug_log_probs", "configs/algorithms/papo.toml"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let lines = json_lines(&out(&["algorithms", "papo", "--json"]));
+    assert_eq!(lines[0]["composition"]["surrogate"]["kind"], "clipped_ratio");
+    let (code, message) = err(&["algorithms", "papi"]);
+    assert!(code == 1 && message.contains("papo"), "{code} {message}");
 }
 
 #[test]

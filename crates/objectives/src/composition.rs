@@ -157,7 +157,7 @@ impl Composition {
     /// the kinds that it names and appends those that are not there: `regularizer.kl.coef = 0.1`.
     ///
     /// # Errors
-    /// [`Error::Composition`]: a key that no composition has, or a value of another type.
+    /// [`Error::Composition`], [`Error::Block`]: a key that no composition has, or a value of another type.
     pub fn with(&self, over: &toml::Table) -> Result<Self> {
         let odd = |e: String| Error::Composition(e);
         let mut base = toml::Table::try_from(self).map_err(|e| odd(e.to_string()))?;
@@ -184,7 +184,9 @@ impl Composition {
                 }
             }
         }
-        toml::Value::Table(base).try_into().map_err(|e: toml::de::Error| odd(e.message().into()))
+        toml::Value::Table(base)
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::Block { block: "composition", reason: e.message().into() })
     }
 }
 
