@@ -24,7 +24,9 @@ pub(crate) struct Args {
 struct Row<'a> {
     algorithm: &'a str,
     arxiv: &'a str,
+    title: &'a str,
     summary: &'a str,
+    blocks: Vec<String>,
     vectors: Option<&'a str>,
     passed: Option<usize>,
     cases: Option<usize>,
@@ -54,8 +56,9 @@ fn one(id: &str, ui: &Ui) -> Result<()> {
 }
 
 fn all(args: &Args, ui: &Ui) -> Result<()> {
-    let header = ["algorithm", "paper (arXiv)", "verified", "end to end", "what it changes"];
+    let header = ["algorithm", "paper (arXiv)", "verified", "end to end", "blocks"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
+    let mut titles = vec![String::new()];
     let mut unchecked = false;
     for paper in algorithms() {
         let vectors = paper.vectors.map(|(file, _)| file);
@@ -69,23 +72,41 @@ fn all(args: &Args, ui: &Ui) -> Result<()> {
         };
         unchecked |= vectors.is_some() && cases.is_none();
         let end_to_end = if paper.end_to_end.is_some() { "yes" } else { "no" };
-        rows.push([paper.id, paper.arxiv, &verified, end_to_end, paper.summary].map(str::to_owned).to_vec());
+        let blocks = kinds(&(paper.recipe)());
+        rows.push(
+            [paper.id, paper.arxiv, &verified, end_to_end, &blocks.join(", ")].map(str::to_owned).to_vec(),
+        );
+        titles.push(paper.title.to_owned());
         ui.object(&Row {
             algorithm: paper.id,
             arxiv: paper.arxiv,
+            title: paper.title,
             summary: paper.summary,
+            blocks,
             vectors,
             passed,
             cases,
             end_to_end: paper.end_to_end,
         });
     }
-    for line in table(&rows) {
+    for (line, title) in table(&rows).into_iter().zip(titles) {
         ui.line(line);
+        if !title.is_empty() {
+            ui.line(format!("  {title}"));
+        }
     }
-    ui.note("\nverified: cases of the authors' own code that are reproduced, values and gradients");
+    ui.note("\n`efference algorithms ID` shows what a paper changes and all its settings");
+    ui.note("verified: cases of the authors' own code that are reproduced, values and gradients");
     if unchecked {
         ui.note(format!("no vectors in {}; give their folder with --vectors", args.vectors.display()));
     }
     Ok(())
+}
+
+/// The kinds of a composition's blocks, in the order in which they work.
+fn kinds(composition: &Composition) -> Vec<String> {
+    let kind = |block: &efference_objectives::composition::BlockTable| {
+        block.get("kind").and_then(|kind| kind.as_str()).map(str::to_owned)
+    };
+    composition.tables().into_iter().filter_map(kind).collect()
 }
