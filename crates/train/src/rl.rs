@@ -59,6 +59,16 @@ pub struct Rl<'w> {
     critic: Option<Critic>,
 }
 
+/// Who learns, and how.
+pub struct Learner<'l> {
+    /// Acts and is changed.
+    pub policy: &'l VlaPolicy,
+    /// Changes it.
+    pub optimiser: &'l mut Optimiser,
+    /// What every update clones beside.
+    pub rehearsal: Option<&'l Rehearsal<'l>>,
+}
+
 /// What the rollouts of this stage tell an objective.
 const INPUTS: &[Input] = &[
     LOG_PROBS,
@@ -188,13 +198,12 @@ impl<'w> Rl<'w> {
     pub fn iteration(
         &mut self,
         i: u64,
-        policy: &VlaPolicy,
-        optimiser: &mut Optimiser,
-        rehearsal: Option<&Rehearsal<'_>>,
+        learner: &mut Learner<'_>,
         stop: &StopFlag,
         keep_snapshots: bool,
     ) -> Result<Option<Iteration>> {
         let start = Instant::now();
+        let policy = learner.policy;
         let plans = self.plans(i);
         let embeds = self.objective.needs().contains(&EMBEDDINGS);
         let persistence = self.config.noise_persistence;
@@ -235,8 +244,7 @@ impl<'w> Rl<'w> {
         };
         let mut values = self.rollout_values(&trajectories, &scores, batch.has(PROGRESS));
         values.extend(explained.map(|x| ("critic_explained".to_string(), x)));
-        let trained_tokens =
-            self.learn(i, policy, optimiser, rehearsal, &trajectories, batch, &mut values)?;
+        let trained_tokens = self.learn(i, learner, &trajectories, batch, &mut values)?;
         let secs = start.elapsed().as_secs_f64();
         let steps: usize = trajectories.iter().map(|t| t.finish_steps).sum();
         let update_secs = secs - rollout_secs - reward_secs;
@@ -340,17 +348,15 @@ impl<'w> Rl<'w> {
     }
 
     /// Filter, advantages, updates. Returns how many tokens were trained on.
-    #[allow(clippy::too_many_arguments)]
     fn learn(
         &mut self,
         i: u64,
-        policy: &VlaPolicy,
-        optimiser: &mut Optimiser,
-        rehearsal: Option<&Rehearsal<'_>>,
+        learner: &mut Learner<'_>,
         trajectories: &[Trajectory],
         batch: Batch,
         values: &mut Values,
     ) -> Result<usize> {
+        let policy = learner.policy;
         let batch = self.objective.prepare_rewarded(batch, &mut self.memory)?;
         let trajectories: Vec<&Trajectory> = batch.kept.iter().map(|&t| &trajectories[t]).collect();
         let groups: BTreeSet<u64> = trajectories.iter().map(|t| t.plan.group).collect();
@@ -364,19 +370,19 @@ impl<'w> Rl<'w> {
         }
         let tokens: usize = trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
 
-        optimiser.schedule_at(i * OptimiserSettings::rl_updates(&self.config) as u64);
+        learner.optimiser.schedule_at(i * OptimiserSettings::rl_updates(&self.config) as u64);
         let mut sums = Sums::default();
         for epoch in 0..self.config.epochs as u64 {
             let mut order: Vec<usize> = (0..trajectories.len()).collect();
             let seed = seed_for(self.seed, Purpose::MiniBatches, &[i, epoch]);
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             for mini in order.chunks(self.config.mini_batch) {
-                let learn = self.choose(mini, &trajectories, &[i, epoch]);
-                self.update(policy, optimiser, rehearsal, (&trajectories, &batch), &learn, &mut sums)?;
+                let chosen = self.choose(mini, &trajectories, &[i, epoch]);
+                self.update(learner, (&trajectories, &batch), &chosen, &mut sums)?;
             }
         }
         sums.write(values);
-        values.insert("skipped_steps".into(), optimiser.skipped() as f64);
+        values.insert("skipped_steps".into(), learner.optimiser.skipped() as f64);
         Ok(tokens * self.config.epochs)
     }
 
@@ -409,13 +415,12 @@ impl<'w> Rl<'w> {
     /// the mini-batch's denominators.
     fn update(
         &self,
-        policy: &VlaPolicy,
-        optimiser: &mut Optimiser,
-        rehearsal: Option<&Rehearsal<'_>>,
+        learner: &mut Learner<'_>,
         (trajectories, prepared): (&[&Trajectory], &Prepared),
         mini: &[Chosen],
         sums: &mut Sums,
     ) -> Result<()> {
+        let policy = learner.policy;
         let per_decision = policy.chunk() * policy.action_dim();
         let rows: Vec<usize> = mini.iter().map(|c| c.trajectory).collect();
         let whole = masked(prepared.batch.mask().select(&rows), mini, per_decision);
@@ -448,10 +453,10 @@ impl<'w> Rl<'w> {
             parts.max_ratio_gap = parts.max_ratio_gap.max(loss.max_ratio_gap);
             grads.add(&loss.loss.backward()?, policy.params.trainable())?;
         }
-        if let Some(rehearsal) = rehearsal {
-            parts.rehearsal = rehearsal.add_to(&mut grads, policy, optimiser.updates())?;
+        if let Some(rehearsal) = learner.rehearsal {
+            parts.rehearsal = rehearsal.add_to(&mut grads, policy, learner.optimiser.updates())?;
         }
-        let report = optimiser.step(&mut grads)?;
+        let report = learner.optimiser.step(&mut grads)?;
         (parts.grad_norm, parts.lr, parts.updates) = (report.grad_norm, report.lr, 1.0);
         sums.add(&parts);
         Ok(())

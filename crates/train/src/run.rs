@@ -21,7 +21,7 @@ use crate::optimise::{Optimiser, OptimiserSettings};
 use crate::parts::{Parts, cameras};
 use crate::record::Album;
 use crate::report::{Event, Reporter, StopFlag, TaskScore, Values};
-use crate::rl::{Iteration, Rl};
+use crate::rl::{Iteration, Learner, Rl};
 use crate::run_dir::{RunDir, Taken};
 use crate::supervised::{self, PlayScenes, Rehearsal};
 use crate::tensorboard::EventFile;
@@ -394,8 +394,9 @@ impl<'r> Run<'r> {
                 }
             }
             let recorded = self.album.wants_iteration(done + 1);
-            let played =
-                rl.iteration(done, &self.policy, &mut optimiser, rehearsal.as_ref(), self.stop, recorded)?;
+            let mut learner =
+                Learner { policy: &self.policy, optimiser: &mut optimiser, rehearsal: rehearsal.as_ref() };
+            let played = rl.iteration(done, &mut learner, self.stop, recorded)?;
             let Some(iteration) = played else {
                 self.save(joined(&rl, &optimiser)?)?;
                 return Ok(End::Stopped);
