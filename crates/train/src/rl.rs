@@ -357,7 +357,7 @@ impl<'w> Rl<'w> {
         values: &mut Values,
     ) -> Result<usize> {
         let policy = learner.policy;
-        let batch = self.objective.prepare_rewarded(batch, &mut self.memory)?;
+        let mut batch = self.objective.prepare_rewarded(batch, &mut self.memory)?;
         let trajectories: Vec<&Trajectory> = batch.kept.iter().map(|&t| &trajectories[t]).collect();
         let groups: BTreeSet<u64> = trajectories.iter().map(|t| t.plan.group).collect();
         values.insert("groups_kept".into(), groups.len() as f64);
@@ -366,7 +366,8 @@ impl<'w> Rl<'w> {
             return Ok(0);
         }
         if self.config.old_log_probs == "recomputed" {
-            self.check_on_policy(policy, &trajectories)?;
+            let old = self.recomputed(policy, &trajectories, batch.batch.cols())?;
+            batch.batch.set(OLD_LOG_PROBS, old)?;
         }
         let tokens: usize = trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
 
@@ -386,18 +387,27 @@ impl<'w> Rl<'w> {
         Ok(tokens * self.config.epochs)
     }
 
-    /// Log-probabilities of what was sampled, computed again by the trainer before the first update, must be those of
-    /// the rollout: bit for bit on CPU.
-    fn check_on_policy(&self, policy: &VlaPolicy, trajectories: &[&Trajectory]) -> Result<()> {
+    /// Log-probabilities of what was sampled, computed again by the trainer before the first update, [B, `cols`]; they
+    /// must be those of the rollout, bit for bit on CPU.
+    fn recomputed(&self, policy: &VlaPolicy, trajectories: &[&Trajectory], cols: usize) -> Result<Tensor> {
         let decisions: Vec<&Decision> = trajectories.iter().flat_map(|t| &t.decisions).collect();
         let allowed = allowed_gap(policy);
+        let mut rows = Vec::with_capacity(decisions.len());
         for part in decisions.chunks(self.config.micro_batch) {
             let input = policy.input(part.iter().map(|d| (d.pixels.as_slice(), &d.proprio, &*d.prompt)))?;
             let bins: Vec<&[u32]> = part.iter().map(|d| d.action_ids.as_slice()).collect();
             let scored = score_logits(&policy.net.infer(&input)?, &bins, self.config.temperature)?.log_probs;
             VlaPolicy::check_on_policy(part, &scored, allowed)?;
+            rows.extend(scored.to_vec2::<f32>()?);
         }
-        Ok(())
+        let mut rows = rows.into_iter();
+        let padded = |t: &&Trajectory| {
+            let mut row = rows.by_ref().take(t.decisions.len()).collect::<Vec<_>>().concat();
+            row.resize(cols, 0.0);
+            row
+        };
+        let values: Vec<f32> = trajectories.iter().flat_map(padded).collect();
+        Ok(Tensor::from_vec(values, (trajectories.len(), cols), policy.params.device())?)
     }
 
     /// Which decisions of the trajectories `mini` an update learns from.

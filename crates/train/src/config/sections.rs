@@ -167,8 +167,8 @@ settings! {
         /// Share of each trajectory's decisions that an update learns from, drawn anew for every update: neighbouring
         /// decisions share their advantage, so half of them say nearly as much in half the time.
         pub decision_share: f64 = 1.0, Check::In(Range { min: 0.0, max: 1.0, above: true });
-        /// Old log-probabilities: `recomputed` by the trainer before the first update, or those `sampled` (the same bits
-        /// on CPU; the first update of a batch checks it either way).
+        /// Old log-probabilities: `recomputed` by the trainer for every trajectory before the first update, or those
+        /// `sampled`. They are the same bits on CPU; the first update of an iteration checks that either way.
         pub old_log_probs: String = "recomputed".into(), Check::OneOf(names::old_log_probs);
         /// Trajectories per optimiser step (SRPO: 32).
         pub mini_batch: usize = 32, COUNT;
