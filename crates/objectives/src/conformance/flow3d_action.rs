@@ -5,14 +5,19 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::case::{Case, Failure, Outputs, flat, gradient, values};
+use super::case::{Case, Failure, Outcome, Outputs, flat, gradient, values};
 use crate::diffusion::Clip;
 use crate::diffusion::continuous::{
-    BetaSchedule, Ddim, Ddpm, EmaDecay, Integrator, NoiseSchedule, NoiseTable, Precision, Prediction,
-    Spacing, Step, Variance, add_noise, ddim_sample, denoising_policy, denoising_policy_loss, diffusion_loss,
-    flow_matching_pair, flow_sample, guide, previous_timestep, squared_error, timestep_embedding, velocity,
+    BetaSchedule, Ddim, Ddpm, EmaDecay, Frequencies, Integrator, NoiseSchedule, NoiseTable, Precision,
+    Prediction, Spacing, Step, Variance, add_noise, ddim_sample, denoising_policy, denoising_policy_loss,
+    diffusion_loss, flow_matching_pair, flow_sample, grid_embedding_2d, grid_embedding_3d, guide,
+    previous_timestep, squared_error, timestep_embedding, velocity,
 };
 use crate::error::Result as Computed;
+use crate::papers::flow3d_action::{
+    GeneralFlowLoss, Point, ScaledFlow, TrackScale, TrackingReward, atm_track_loss, general_flow_loss,
+    scale_track, tracking_reward,
+};
 
 /// Outputs whose names hold numbers of the case.
 pub(super) type Named = BTreeMap<String, Vec<f64>>;
@@ -31,11 +36,125 @@ pub(super) fn run(case: &Case) -> Result<Named, Failure> {
         "ema_decay" => ema(case),
         "timestep_embedding" => embedding(case),
         "ddim_policy_loss" => policy_loss(case),
+        "flow_reward" => tracking(case),
+        "scale_trajectory" => return scaled(case),
+        "general_flow_loss" => general_flow(case),
+        "atm_track_loss" => atm(case),
+        "posemb_sincos_2d" => plane(case),
+        "posemb_sincos_3d" => volume(case),
         other => Err(Failure::NotHere(format!(
-            "`{other}` of flow3d_action needs geometry, a camera or a network, not computed here"
+            "`{other}` of flow3d_action needs geometry, a camera or a network, not yet supported"
         ))),
     }?;
     Ok(outputs.into_iter().map(|(name, numbers)| (name.to_string(), numbers)).collect())
+}
+
+/// Rows of points of an input [.., P, 3].
+fn points(case: &Case, name: &str) -> Result<Vec<Vec<Point>>, Failure> {
+    let per_row = match case.shape(name)?[..] {
+        [.., p, 3] if p > 0 => 3 * p,
+        _ => return Err(Failure::Missing(format!("inputs.{name} with points of 3 numbers"))),
+    };
+    let row = |row: &[f64]| row.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
+    Ok(case.numbers(name)?.chunks_exact(per_row).map(row).collect())
+}
+
+fn tracking(case: &Case) -> Outcome {
+    let usual = TrackingReward::default();
+    let or = |name: &str, usual: f64| -> Result<f64, Failure> {
+        Ok(case.param::<Option<f64>>(name)?.unwrap_or(usual))
+    };
+    let settings = TrackingReward {
+        w_particle: or("w_particle", usual.w_particle)?,
+        w_ee: or("w_ee", usual.w_ee)?,
+        ee_gain: or("ee_gain", usual.ee_gain)?,
+    };
+    let reference = points(case, "reference_flow")?;
+    let ee = points(case, "ee_position")?.concat();
+    let (mut at, mut particle, mut reward) = (Vec::new(), Vec::new(), Vec::new());
+    for (now, ee) in points(case, "object_points")?.iter().zip(&ee) {
+        let (t, r, all) = tracking_reward(&reference, now, ee, &settings)?;
+        at.push(t as f64);
+        particle.push(r);
+        reward.push(all);
+    }
+    Ok(Outputs::from([("t_star", at), ("r_particle", particle), ("reward", reward)]))
+}
+
+fn scaled(case: &Case) -> Result<Named, Failure> {
+    let eps = case.param::<Option<f64>>("eps")?.unwrap_or(1e-6);
+    let tracks = points(case, "tracks_qt3")?;
+    let mut outputs = Named::new();
+    for (name, scale) in
+        [("TLN", TrackScale::TotalLength), ("TDN", TrackScale::TotalDisplacement), ("SDN", TrackScale::Step)]
+    {
+        let (mut steps, mut scales) = (Vec::new(), Vec::new());
+        for track in &tracks {
+            let (step, by) = scale_track(track, scale, eps)?;
+            steps.extend(step.concat());
+            scales.extend(by);
+        }
+        outputs.insert(format!("step_{name}"), steps);
+        outputs.insert(format!("scale_{name}"), scales);
+    }
+    Ok(outputs)
+}
+
+fn general_flow(case: &Case) -> Outcome {
+    let (step, scale) = (case.var("pred_step")?, case.var("pred_scale")?);
+    let (mean, log_var) = (case.var("mean")?, case.var("log_var")?);
+    let (to_step, to_scale) = (case.tensor("target_step")?, case.tensor("target_scale")?);
+    let weights = GeneralFlowLoss {
+        step: case.param("step")?,
+        scale: case.param("scale")?,
+        kl: case.param("kl")?,
+        accumulated: case.param("accumulated")?,
+    };
+    let terms = general_flow_loss(
+        &ScaledFlow { step: step.as_tensor(), scale: scale.as_tensor() },
+        &ScaledFlow { step: &to_step, scale: &to_scale },
+        (mean.as_tensor(), log_var.as_tensor()),
+        &weights,
+    )?;
+    Ok(Outputs::from([
+        ("loss", values(&terms.loss)?),
+        ("step_loss", values(&terms.step)?),
+        ("scale_loss", values(&terms.scale)?),
+        ("kl_loss", values(&terms.kl)?),
+        ("acc_loss", values(&terms.accumulated)?),
+        ("grad_pred_step", gradient(&terms.loss, &step)?),
+        ("grad_pred_scale", gradient(&terms.loss, &scale)?),
+        ("grad_mean", gradient(&terms.loss, &mean)?),
+        ("grad_log_var", gradient(&terms.loss, &log_var)?),
+    ]))
+}
+
+fn atm(case: &Case) -> Outcome {
+    let predicted = case.var("pred_btn2")?;
+    let (target, visibility) = (case.tensor("gt_btn2")?, case.tensor("visibility")?);
+    let loss = atm_track_loss(predicted.as_tensor(), &target, &visibility, case.param("invisible_weight")?)?;
+    let weighted = (&loss * case.param::<f64>("lambda_track")?)?;
+    Ok(Outputs::from([
+        ("track_loss", values(&loss)?),
+        ("weighted", values(&weighted)?),
+        ("grad_pred", gradient(&weighted, &predicted)?),
+    ]))
+}
+
+fn plane(case: &Case) -> Outcome {
+    let rows = grid_embedding_2d(case.param("h")?, case.param("w")?, case.param("dim")?)?;
+    Ok(Outputs::from([("pe", rows.concat())]))
+}
+
+fn volume(case: &Case) -> Outcome {
+    let grid = (case.param("h")?, case.param("w")?, case.param("d")?);
+    let rows = |frequencies| -> Result<Vec<f64>, Failure> {
+        Ok(grid_embedding_3d(grid, case.param("dim")?, frequencies)?.concat())
+    };
+    Ok(Outputs::from([
+        ("released_code", rows(Frequencies::Growing)?),
+        ("repaired", rows(Frequencies::Falling)?),
+    ]))
 }
 
 fn table(case: &Case, precision: Precision) -> Result<NoiseTable, Failure> {
@@ -306,7 +425,7 @@ mod tests {
         let results = run(&file).unwrap();
         let failed: Vec<&CaseResult> = results.iter().filter(|r| r.failed()).collect();
         assert!(failed.is_empty(), "{failed:#?}");
-        assert_eq!(results.iter().filter(|r| r.passed()).count(), 21);
+        assert_eq!(results.iter().filter(|r| r.passed()).count(), 27);
         assert_eq!(results.iter().filter(|r| matches!(r.verdict, Verdict::Skipped { .. })).count(), 52);
     }
 }

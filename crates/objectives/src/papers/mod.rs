@@ -86,9 +86,11 @@ pub(crate) use for_each_paper;
 macro_rules! declare {
     ($($id:ident),* $(,)?) => {
         $(pub mod $id;)*
+        pub mod flow3d_action; // its replay names outputs by the case
 
         /// Every paper, and what its file offers beside its recipe, in no order.
         pub const ALL: &[&Paper] = &[
+            &flow3d_action::PAPER,
             &mdpo::OFF_POLICY,
             &pref_base::CPO,
             &pref_base::DPO,

@@ -21,7 +21,7 @@
 //! | training targets and losses | [`Prediction`], [`add_noise`], [`diffusion_loss`], [`flow_matching_pair`] |
 //! | samplers | [`Ddim`], [`Ddpm`], [`ddim_sample`], [`flow_sample`], [`guide`] |
 //! | policy optimisation of the sampler | [`denoising_policy`], [`denoising_policy_loss`] |
-//! | around the network | [`timestep_embedding`], [`EmaDecay`] |
+//! | around the network | [`timestep_embedding`], [`grid_embedding_3d`], [`EmaDecay`] |
 //!
 //! Nothing here runs a network or draws random numbers: outputs and noise are given. Timesteps count from 0 (almost
 //! clean) to T - 1 (almost pure noise). Tensors have the batch first and any further dimensions.
@@ -30,11 +30,13 @@
 //! matching), 2305.13301 (DDPO), 2506.06199 (3DFlowAction, whose world model this is), the schedulers of diffusers.
 
 mod policy;
+mod position;
 mod sampler;
 mod schedule;
 mod training;
 
 pub use policy::{DenoisingPolicy, PolicyLoss, denoising_policy, denoising_policy_loss};
+pub use position::{Frequencies, grid_embedding_2d, grid_embedding_3d};
 pub use sampler::{Ddim, Ddpm, Integrator, Step, Variance, ddim_sample, flow_sample, guide};
 pub use schedule::{
     BetaSchedule, EmaDecay, NoiseSchedule, NoiseTable, Precision, Spacing, previous_timestep,
