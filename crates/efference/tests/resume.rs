@@ -27,7 +27,6 @@ batch = 4
 [rl]
 schedule = "cosine"
 noise = "chunk"
-noise_persistence = 0.5
 mirrored = true
 decision_share = 0.6
 old_log_probs = "sampled"

@@ -206,8 +206,7 @@ impl<'w> Rl<'w> {
         let policy = learner.policy;
         let plans = self.plans(i);
         let embeds = self.objective.needs().contains(&EMBEDDINGS);
-        let persistence = self.config.noise_persistence;
-        let noise = if self.config.noise == "chunk" { Noise::Chunk { persistence } } else { Noise::Token };
+        let noise = if self.config.noise == "chunk" { Noise::Chunk } else { Noise::Token };
         let options = CollectOptions {
             temperature: self.config.temperature,
             noise,

@@ -43,7 +43,6 @@ algorithm = "srpo"
 focus = true
 noise = "chunk"
 iterations = 3
-noise_persistence = 0.5
 mirrored = true
 decision_share = 0.6
 old_log_probs = "sampled"

@@ -160,8 +160,6 @@ settings! {
         /// What explores: `token` draws every action token for itself; `chunk` shares one random number per action
         /// dimension over a chunk, so that it deviates in one direction instead of trembling.
         pub noise: String = "token".into(), Check::OneOf(names::noises);
-        /// With `chunk` noise: how often a number is kept from one chunk to the next, so that a deviation lasts.
-        pub noise_persistence: f64 = 0.0, Check::In(Range::between(0.0, 0.99));
         /// With `chunk` noise: every second rollout of a group deviates opposite to the one before it.
         pub mirrored: bool = false;
         /// Share of each trajectory's decisions that an update learns from, drawn anew for every update: neighbouring
