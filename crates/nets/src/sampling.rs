@@ -38,12 +38,8 @@ pub fn sample_bins(
     draws: &[Draw],
 ) -> Result<Vec<Vec<u32>>> {
     let (b, t, v) = logits.dims3()?;
-    let fits = |draw: &Draw| matches!(draw, Draw::Chunk(numbers) if numbers.len() != action_dim);
-    if draws.len() != b
-        || v == 0
-        || action_dim == 0
-        || !t.is_multiple_of(action_dim)
-        || draws.iter().any(fits)
+    let odd = |draw: &Draw| matches!(draw, Draw::Chunk(numbers) if numbers.len() != action_dim);
+    if draws.len() != b || v == 0 || action_dim == 0 || !t.is_multiple_of(action_dim) || draws.iter().any(odd)
     {
         let expected = format!("[{n}, K * {action_dim}, V] to go with {n} draws", n = draws.len());
         return Err(Error::Input { name: "logits", got: vec![b, t, v], expected });

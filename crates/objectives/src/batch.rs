@@ -1,6 +1,6 @@
 //! What blocks read: named inputs of a batch of sampled sequences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use candle_core::Tensor;
@@ -167,13 +167,15 @@ impl Field {
 #[derive(Clone, Debug)]
 pub struct Batch {
     response_mask: Table,
+    /// Inputs that read 0 outside of the mask.
+    cleaned: BTreeSet<&'static str>,
     fields: BTreeMap<&'static str, Field>,
 }
 
 impl Batch {
     /// A batch that knows nothing but which tokens count: `response_mask` [B, T], 0 or 1.
     pub fn new(response_mask: Table) -> Self {
-        Self { response_mask, fields: BTreeMap::new() }
+        Self { response_mask, cleaned: BTreeSet::new(), fields: BTreeMap::new() }
     }
 
     /// The batch with one more input (or a new value of one).
@@ -203,6 +205,7 @@ impl Batch {
         if let Field::Table(x) = &field {
             x.same_shape(input.name, mask)?;
         }
+        self.cleaned.remove(input.name);
         if input.shape == "[B, T]"
             && let Field::Tensor(x) = &field
         {
@@ -210,6 +213,7 @@ impl Batch {
                 return Err(wrong(x.dims().to_vec()));
             }
             field = Field::Tensor(keep_where(x, mask)?);
+            self.cleaned.insert(input.name);
         }
         self.fields.insert(input.name, field);
         Ok(())
@@ -342,21 +346,22 @@ impl Batch {
         }
     }
 
-    /// The batch with another response mask of the same shape; tokens that it takes away read 0 from now on.
+    /// The batch with another response mask of the same shape; tokens that it takes away read 0 from now on in [B, T]
+    /// tensors (numbers stay as they are).
     ///
     /// # Errors
     /// [`Error::Shape`].
     pub fn masked(self, response_mask: Table) -> Result<Self> {
         response_mask.same_shape("response_mask", &self.response_mask)?;
         let mut fields = self.fields;
-        for field in fields.values_mut() {
+        for (name, field) in &mut fields {
             if let Field::Tensor(x) = field
-                && x.dims() == [response_mask.rows, response_mask.cols]
+                && self.cleaned.contains(name)
             {
                 *x = keep_where(x, &response_mask)?;
             }
         }
-        Ok(Self { response_mask, fields })
+        Ok(Self { response_mask, cleaned: self.cleaned, fields })
     }
 
     /// The sequences `rows`, in that order.
@@ -365,7 +370,11 @@ impl Batch {
     /// No memory on the device.
     pub fn select(&self, rows: &[usize]) -> Result<Self> {
         let fields = self.fields.iter().map(|(&name, field)| Ok((name, field.select(rows)?)));
-        Ok(Self { response_mask: self.response_mask.select(rows), fields: fields.collect::<Result<_>>()? })
+        Ok(Self {
+            response_mask: self.response_mask.select(rows),
+            cleaned: self.cleaned.clone(),
+            fields: fields.collect::<Result<_>>()?,
+        })
     }
 
     /// Denominators of this batch as a whole.

@@ -147,9 +147,9 @@ pub trait Surrogate: Block {
         true
     }
 
-    /// Whether a `bounds` block can set its clip bounds.
+    /// Whether a `bounds` block can set its clip bounds: bounds that nobody reads are refused.
     fn uses_bounds(&self) -> bool {
-        true
+        false
     }
 }
 

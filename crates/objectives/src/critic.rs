@@ -10,6 +10,7 @@ use crate::advantage::{Gae, gae};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, RETURNS, Signals, TOKEN_REWARDS, VALUE_PREDICTIONS, VALUES, keep_where};
 use crate::block::{Block, Kind, Regularizer, Surrogate, SurrogateLoss, Terms, TokenRule};
+use crate::checks::unit;
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::surrogate::clipped_value_loss;
@@ -72,11 +73,6 @@ impl Block for ValueTargets {
     fn describe(&self) -> String {
         format!("critic's targets: lambda-returns (gamma {}, lambda {})", self.gamma, self.lambda)
     }
-}
-
-/// Refuses what is not in 0..=1.
-pub(crate) fn unit(name: &'static str, got: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&got) { Ok(()) } else { Err(Error::Setting { name, got, expected: "0 to 1" }) }
 }
 
 impl Kind for ValueTargets {

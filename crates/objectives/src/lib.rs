@@ -14,6 +14,7 @@ pub mod advantage;
 pub mod aggregation;
 pub mod batch;
 pub mod block;
+mod checks;
 pub mod composition;
 pub mod conformance;
 pub mod critic;

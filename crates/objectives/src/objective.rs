@@ -189,6 +189,11 @@ impl Objective {
         }
         let kept: Vec<usize> = (0..batch.rows()).filter(|&i| keep[i]).collect();
         let batch = if kept.len() == batch.rows() { batch } else { batch.select(&kept)? };
+        if kept.is_empty() {
+            // Statistics of nothing: no block is asked for them.
+            let signals = Signals::new(batch.mask().filled(0.0));
+            return Ok(Prepared { batch, signals, kept });
+        }
         let advantages = match &self.advantage {
             Some(advantage) => advantage.advantages(&batch, state)?,
             None => batch.mask().filled(0.0),

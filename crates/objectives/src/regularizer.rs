@@ -94,17 +94,24 @@ impl Regularizer for Kl {
 pub struct EntropyBonus {
     /// Weight.
     pub coef: f64,
+    /// Aggregation, where it is not the surrogate's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
 }
 
 impl Default for EntropyBonus {
     fn default() -> Self {
-        Self { coef: 0.001 }
+        Self { coef: 0.001, aggregation: None }
     }
 }
 
 impl Block for EntropyBonus {
     fn needs(&self) -> Vec<Input> {
         vec![ENTROPY]
+    }
+
+    fn validate(&self) -> Result<()> {
+        crate::checks::setting("coef", self.coef, true, "a finite number")
     }
 
     fn describe(&self) -> String {
@@ -119,5 +126,9 @@ impl Kind for EntropyBonus {
 impl Regularizer for EntropyBonus {
     fn terms(&self, batch: &Batch, _signals: &Signals, _state: &State) -> Result<Terms> {
         Ok(Terms::Tokens((batch.tensor(ENTROPY)? * -self.coef)?))
+    }
+
+    fn aggregation(&self) -> Option<Aggregation> {
+        self.aggregation
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Input, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, TOKEN_REWARDS};
 use crate::block::{Block, Kind, Reward};
+use crate::checks::setting;
 use crate::error::{Error, Result};
 use crate::kl::{AdaptiveKl, KlEstimator};
 use crate::state::State;
@@ -80,10 +81,6 @@ fn add_to_last(tokens: &mut Table, mask: &Table, amounts: &[f64]) {
     }
 }
 
-fn check(name: &'static str, got: f64, right: bool, expected: &'static str) -> Result<()> {
-    if right && got.is_finite() { Ok(()) } else { Err(Error::Setting { name, got, expected }) }
-}
-
 /// Places every sequence's outcome on its last valid token; a sequence without one gets nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -143,9 +140,9 @@ impl Block for DapoOverlong {
     }
 
     fn validate(&self) -> Result<()> {
-        check("buffer", self.buffer, self.buffer > 0.0, "greater than 0")?;
-        check("max", self.max, self.max >= self.buffer, "`buffer` or more")?;
-        check("factor", self.factor, self.factor >= 0.0, "0 or more")
+        setting("buffer", self.buffer, self.buffer > 0.0, "greater than 0")?;
+        setting("max", self.max, self.max >= self.buffer, "`buffer` or more")?;
+        setting("factor", self.factor, self.factor >= 0.0, "0 or more")
     }
 
     fn describe(&self) -> String {
@@ -192,8 +189,8 @@ impl Block for SoftOverlong {
     }
 
     fn validate(&self) -> Result<()> {
-        check("cache", self.cache, self.cache > 0.0, "greater than 0")?;
-        check("max", self.max, self.max >= self.cache, "`cache` or more")
+        setting("cache", self.cache, self.cache > 0.0, "greater than 0")?;
+        setting("max", self.max, self.max >= self.cache, "`cache` or more")
     }
 
     fn describe(&self) -> String {
@@ -248,9 +245,9 @@ impl Block for KlInReward {
     }
 
     fn validate(&self) -> Result<()> {
-        check("coef", self.coef, self.coef >= 0.0, "0 or more")?;
-        check("target", self.target, self.target >= 0.0, "0 (fixed) or more")?;
-        check("horizon", self.horizon, self.horizon > 0.0, "greater than 0")
+        setting("coef", self.coef, self.coef >= 0.0, "0 or more")?;
+        setting("target", self.target, self.target >= 0.0, "0 (fixed) or more")?;
+        setting("horizon", self.horizon, self.horizon > 0.0, "greater than 0")
     }
 
     fn describe(&self) -> String {
@@ -278,6 +275,10 @@ impl Reward for KlInReward {
             let kl = Table::from_tensor(&self.estimator.estimate(&old, &reference)?)?;
             let mut controller = AdaptiveKl { coefficient, target: self.target, horizon: self.horizon };
             controller.update(mean_over_sequences(&kl, batch.mask()), batch.rows() as f64);
+            if !controller.coefficient.is_finite() {
+                let got = controller.coefficient;
+                return Err(Error::NotFinite { name: "coefficient of kl_in_reward", index: 0, got });
+            }
             state.set(Self::KIND, &Coefficient(Some(controller.coefficient)))?;
         }
         batch.set(REWARDS, shaped.row_sums())?;

@@ -29,8 +29,11 @@ impl State {
     ///
     /// # Errors
     /// [`Error::State`].
-    pub fn set<T: Serialize>(&mut self, block: &'static str, value: &T) -> Result<()> {
-        let value = serde_json::to_value(value).map_err(|e| Error::State { block, reason: e.to_string() })?;
+    pub fn set<T: Serialize + DeserializeOwned>(&mut self, block: &'static str, value: &T) -> Result<()> {
+        let lost = |e: serde_json::Error| Error::State { block, reason: e.to_string() };
+        let value = serde_json::to_value(value).map_err(lost)?;
+        // JSON writes what is not finite as null; better to stop here than to lose it in a checkpoint.
+        serde_json::from_value::<T>(value.clone()).map_err(lost)?;
         self.0.insert(block.into(), value);
         Ok(())
     }

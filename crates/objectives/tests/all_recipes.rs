@@ -5,7 +5,8 @@
 mod synthetic;
 
 use efference_objectives::batch::{GROUP_IDS, PAIR_IDS, REWARDS};
-use efference_objectives::{Field, Objective, State, algorithms};
+use efference_objectives::block::{Block, Filter};
+use efference_objectives::{Batch, Field, Objective, State, algorithms};
 use synthetic::{B, Fields, Gradients, T, chain};
 
 /// Where a check cannot hold: algorithm, check, reason. A block whose updates depend on the whole batch says so itself
@@ -101,6 +102,34 @@ fn loss_and_gradient_are_finite_and_something_learns() {
         }
         Ok(())
     });
+}
+
+/// Lets nothing through.
+struct Nothing;
+
+impl Block for Nothing {
+    fn describe(&self) -> String {
+        "nothing".into()
+    }
+}
+
+impl Filter for Nothing {
+    fn keep(&self, batch: &Batch, _state: &mut State) -> efference_objectives::Result<Vec<bool>> {
+        Ok(vec![false; batch.rows()])
+    }
+}
+
+#[test]
+fn when_no_sequence_is_left_there_is_nothing_to_do_and_no_error() {
+    for paper in algorithms() {
+        let mut objective = (paper.recipe)().build().unwrap();
+        let fields = inputs(&objective).and_then(|inputs| Fields::of(&objective, inputs, 7)).unwrap();
+        objective.filters.push(Box::new(Nothing));
+        let (batch, _) = fields.batch();
+        let prepared = objective.prepare(batch, &mut State::default());
+        let prepared = prepared.unwrap_or_else(|e| panic!("{}: {}", paper.id, chain(&e)));
+        assert!(prepared.kept.is_empty() && prepared.batch.rows() == 0, "{}", paper.id);
+    }
 }
 
 #[test]

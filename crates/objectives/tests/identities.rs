@@ -166,9 +166,12 @@ fn missing_inputs_and_wrong_shapes_are_named() {
         o.loss(&batch, &signals, &whole, &State::default()).err().unwrap().to_string()
     };
     assert!(message(&o, &wrong).contains("`advantages` is [2, 4]"));
-    o.regularizers = vec![Box::new(EntropyBonus { coef: 0.1 })];
+    o.regularizers = vec![Box::new(EntropyBonus { coef: 0.1, ..EntropyBonus::default() })];
     assert!(message(&o, &mask).contains("`entropy`"));
-    o.regularizers = vec![Box::new(Kl { coef: 0.1, ..Kl::default() }), Box::new(EntropyBonus { coef: 0.1 })];
+    o.regularizers = vec![
+        Box::new(Kl { coef: 0.1, ..Kl::default() }),
+        Box::new(EntropyBonus { coef: 0.1, ..EntropyBonus::default() }),
+    ];
     assert!(message(&o, &mask).contains("`ref_log_probs`"));
     let bad = Objective::new(
         ClippedRatio { clip_low: -0.1, clip_high: 0.2, dual_clip: None },

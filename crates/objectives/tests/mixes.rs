@@ -62,6 +62,16 @@ const MIXES: &[(&str, &[&str], &str)] = &[
         "#,
     ),
     (
+        "SRPO's reward credited turn by turn with a critic",
+        &["srpo"],
+        r#"
+        aggregation = "seq-mean-token-mean"
+        reward = [{ kind = "progress" }]
+        advantage = { kind = "turn_gae", lambda = 0.9 }
+        surrogate = { kind = "clipped_ratio", clip_high = 0.28 }
+        "#,
+    ),
+    (
         "PAPO's perception term, DCPO's bounds, GiGPO's step advantages",
         &["papo", "dcpo", "gigpo"],
         r#"
@@ -86,7 +96,7 @@ fn mixes() -> Vec<(&'static str, Objective)> {
 #[test]
 fn mixes_learn() {
     let mixes = mixes();
-    assert!(mixes.len() >= 4);
+    assert_eq!(mixes.len(), MIXES.len());
     for (name, objective) in &mixes {
         objective.check(&objective.needs()).unwrap();
         let mut state = State::default();

@@ -27,10 +27,11 @@ impl Parts {
     pub(crate) fn new(config: &TrainConfig) -> Result<Self> {
         let dataset = config.env.suite == DATASET_SUITE;
         let world = if dataset { None } else { Some(Tabletop::new(&config.env)?) };
-        if let (Some(rl), Some(world)) = (&config.rl, &world) {
-            Rl::new(world, rl, 1, config.run.seed)?; // refuses unusable settings now
-        }
         let mut notes = Vec::new();
+        if let (Some(rl), Some(world)) = (&config.rl, &world) {
+            let stage = Rl::new(world, rl, 1, config.run.seed)?; // refuses unusable settings now
+            notes.extend(stage.batch_wide().map(|why| format!("rl.micro_batch changes the gradient: {why}")));
+        }
         let demos = match &config.sft {
             Some(sft) => supervised::demonstrations(config, sft, world.as_ref(), &mut notes)?,
             None => Default::default(),

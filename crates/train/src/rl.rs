@@ -157,6 +157,11 @@ impl<'w> Rl<'w> {
         Critic::restore(self.critic.as_mut(), moments)
     }
 
+    /// Why the size of micro-batches changes the gradient, if it does.
+    pub fn batch_wide(&self) -> Option<String> {
+        self.objective.batch_wide()
+    }
+
     /// What the objective's blocks remember, for a checkpoint.
     pub fn memory(&self) -> &State {
         &self.memory
@@ -298,7 +303,7 @@ impl<'w> Rl<'w> {
             .with(OLD_ENTROPY, entropy)?
             .with(TURN_IDS, turns)?
             .with(GROUP_IDS, trajectories.iter().map(|t| t.plan.group).collect::<Vec<u64>>())?
-            // An initial state is a prompt: the same number whenever it comes again.
+            // An initial state is a prompt. They are drawn anew in every iteration, so histories per prompt stay short.
             .with(PROMPT_IDS, trajectories.iter().map(|t| t.plan.env_seed).collect::<Vec<u64>>())?
             .with(TASK_IDS, trajectories.iter().map(task).collect::<Vec<u64>>())?;
         if embeds {
@@ -368,8 +373,6 @@ impl<'w> Rl<'w> {
             let old = self.recomputed(policy, &trajectories, batch.batch.cols())?;
             batch.batch.set(OLD_LOG_PROBS, old)?;
         }
-        let tokens: usize = trajectories.iter().map(|t| t.tokens(policy.action_dim())).sum();
-
         learner.optimiser.schedule_at(i * OptimiserSettings::rl_updates(&self.config) as u64);
         let mut sums = Sums::default();
         for epoch in 0..self.config.epochs as u64 {
@@ -383,7 +386,7 @@ impl<'w> Rl<'w> {
         }
         sums.write(values);
         values.insert("skipped_steps".into(), learner.optimiser.skipped() as f64);
-        Ok(tokens * self.config.epochs)
+        Ok(sums.tokens as usize)
     }
 
     /// Log-probabilities of what was sampled, computed again by the trainer before the first update, [B, `cols`]; they
@@ -437,7 +440,7 @@ impl<'w> Rl<'w> {
         let whole = Normaliser::of(&whole);
         let first = sums.updates == 0.0;
         let mut grads = Grads::new();
-        let mut parts = Sums::default();
+        let mut parts = Sums { tokens: whole.tokens, ..Sums::default() };
         for micro in micro_batches(mini, self.config.micro_batch) {
             let decisions: Vec<&Decision> =
                 micro.iter().flat_map(|c| c.of(&trajectories[c.trajectory].decisions)).collect();
@@ -481,6 +484,8 @@ fn allowed_gap(policy: &VlaPolicy) -> f32 {
 #[derive(Default)]
 struct Sums {
     updates: f64,
+    /// Tokens that were learned from, a sum.
+    tokens: f64,
     loss: f64,
     rehearsal: f64,
     entropy: f64,
@@ -495,6 +500,7 @@ struct Sums {
 impl Sums {
     fn add(&mut self, one: &Self) {
         self.updates += one.updates;
+        self.tokens += one.tokens;
         self.loss += one.loss;
         self.rehearsal += one.rehearsal;
         self.entropy += one.entropy;

@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::whiten::{Whiten, masked_whiten};
-use crate::batch::{Batch, Input, TOKEN_REWARDS, TURN_IDS, VALUES};
+use crate::batch::{Batch, Input, OUTCOMES, TOKEN_REWARDS, TURN_IDS, VALUES};
 use crate::block::{Advantage, Block, Kind};
+use crate::checks::unit;
 use crate::error::Result;
 use crate::state::State;
 use crate::table::Table;
@@ -58,6 +59,11 @@ pub fn gae(rewards: &Table, values: &Table, mask: &Table, settings: &Gae) -> Res
 }
 
 impl Block for Gae {
+    fn validate(&self) -> Result<()> {
+        unit("gamma", self.gamma)?;
+        unit("lambda", self.lambda)
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![TOKEN_REWARDS, VALUES]
     }
@@ -103,6 +109,15 @@ impl Default for TurnGae {
 impl Block for TurnGae {
     fn needs(&self) -> Vec<Input> {
         vec![VALUES, TURN_IDS]
+    }
+
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
+    }
+
+    fn validate(&self) -> Result<()> {
+        unit("gamma", self.gamma)?;
+        unit("lambda", self.lambda)
     }
 
     fn describe(&self) -> String {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES};
 use crate::block::{Advantage, Block, Kind};
+use crate::checks::same_len;
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::table::Table;
@@ -173,11 +174,6 @@ fn check(rewards: &[f64], group_ids: &[u64]) -> Result<()> {
         Some(index) => Err(Error::NotFinite { name: "rewards", index, got: rewards[index] }),
         None => Ok(()),
     }
-}
-
-fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
-    let wrong = || Error::Shape { name, got: vec![got], expected: format!("[{expected}], like `rewards`") };
-    if got == expected { Ok(()) } else { Err(wrong()) }
 }
 
 impl Block for GroupNorm {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Input, RETURNS, TOKEN_REWARDS, VALUES};
 use crate::block::{Advantage, Block, Kind, Reward};
+use crate::checks::unit;
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::table::Table;
@@ -105,20 +106,14 @@ fn needs(streams: bool) -> Vec<Input> {
     needs
 }
 
-fn check(gamma: f64, lambda: f64) -> Result<()> {
-    match [("gamma", gamma), ("lambda", lambda)].into_iter().find(|(_, x)| !(0.0..=1.0).contains(x)) {
-        Some((name, got)) => Err(Error::Setting { name, got, expected: "0 to 1" }),
-        None => Ok(()),
-    }
-}
-
 impl Block for StreamGae {
     fn needs(&self) -> Vec<Input> {
         needs(self.streams)
     }
 
     fn validate(&self) -> Result<()> {
-        check(self.gamma, self.lambda)?;
+        unit("gamma", self.gamma)?;
+        unit("lambda", self.lambda)?;
         if self.epsilon >= 0.0 && self.epsilon.is_finite() {
             return Ok(());
         }
@@ -174,7 +169,8 @@ impl Block for StreamReturns {
     }
 
     fn validate(&self) -> Result<()> {
-        check(self.gamma, self.lambda)
+        unit("gamma", self.gamma)?;
+        unit("lambda", self.lambda)
     }
 
     fn describe(&self) -> String {

@@ -112,6 +112,10 @@ impl WhitenAdvantages {
 }
 
 impl Block for WhitenAdvantages {
+    fn batch_wide(&self) -> Option<&'static str> {
+        self.per_update.then_some("advantages are standardised over the sequences of the update")
+    }
+
     fn validate(&self) -> Result<()> {
         if self.epsilon >= 0.0 && self.epsilon.is_finite() {
             return Ok(());

@@ -71,10 +71,10 @@ fn reward(case: &Case) -> Outcome {
 
 fn collinear_sets(case: &Case) -> Outcome {
     let sets: Vec<Vec<[f64; 2]>> = case.input("point_sets")?;
-    let tolerance = case.param("rel_tol")?;
+    let (relative, absolute) = (case.param("rel_tol")?, case.param::<Option<f64>>("abs_tol")?.unwrap_or(0.0));
     let on_a_line = |set: &Vec<[f64; 2]>| {
         let points: Vec<_> = set.iter().map(|p| p.map(Some)).collect();
-        flag(collinear(&points, tolerance) == Some(true))
+        flag(collinear(&points, relative, absolute) == Some(true))
     };
     Ok(Outputs::from([("is_collinear", sets.iter().map(on_a_line).collect())]))
 }

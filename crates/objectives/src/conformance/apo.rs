@@ -97,7 +97,11 @@ fn loss(case: &Case) -> Outcome {
 fn kl(case: &Case) -> Outcome {
     let log_probs = case.var("log_probs")?;
     let mask = case.table("response_mask")?;
-    let k = unclamped(estimator(case, "estimator")?, log_probs.as_tensor(), &case.tensor("ref_log_probs")?)?;
+    let (kind, reference) = (estimator(case, "estimator")?, case.tensor("ref_log_probs")?);
+    let k = match case.param::<Option<bool>>("clamped")?.unwrap_or(false) {
+        true => kind.estimate(log_probs.as_tensor(), &reference)?,
+        false => unclamped(kind, log_probs.as_tensor(), &reference)?,
+    };
     let k = keep_where(&k, &mask)?;
     let sum = k.sum_all()?;
     Ok(Outputs::from([("kl", values(&k)?), ("grad_log_probs", gradient(&sum, &log_probs)?)]))

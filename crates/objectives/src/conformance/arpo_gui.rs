@@ -88,6 +88,9 @@ fn replay(case: &Case) -> Outcome {
 }
 
 fn advantages(case: &Case) -> Outcome {
+    if !case.param::<Option<bool>>("unbiased_std")?.unwrap_or(true) {
+        return Err(Failure::NotImplemented("a biased deviation".into()));
+    }
     let groups = case.whole("group_ids")?;
     let norm = GroupNorm { epsilon: case.param("eps")?, spread: Spread::Unbiased, ..GroupNorm::default() };
     let objective = Objective {

@@ -69,6 +69,11 @@ fn advantages(case: &Case) -> Outcome {
             Box::new(GroupNorm { epsilon: case.param("epsilon")?, spread, lone_spread_f32: true })
         }
         "rloo" => Box::new(LeaveOneOut { alone: GroupBaseline::KeepsReward }),
+        "grpo_vectorized" => Box::new(GroupNorm {
+            epsilon: case.param("epsilon")?,
+            spread: Spread::FlooredVariance,
+            lone_spread_f32: false,
+        }),
         "rloo_vectorized" => Box::new(LeaveOneOut { alone: GroupBaseline::Zero }),
         "opo" => Box::new(Opo {}),
         "gpg" => Box::new(Gpg { f_norm: case.param("f_norm")? }),
@@ -83,7 +88,7 @@ fn advantages(case: &Case) -> Outcome {
 }
 
 fn trl_advantages(case: &Case) -> Outcome {
-    let per_group: usize = case.param("num_generations")?;
+    let per_group = case.param::<usize>("num_generations")?.max(1);
     let combine: Option<MultiReward> = case.param("multi_objective_aggregation")?;
     let rows =
         if combine.is_some() { case.table("rewards_per_func")?.rows } else { case.numbers("rewards")?.len() };
@@ -115,6 +120,11 @@ fn whiten(case: &Case) -> Outcome {
 }
 
 fn kl(case: &Case) -> Outcome {
+    for (name, fixed) in [("clamp_log_ratio", 20.0), ("clamp_value", 10.0)] {
+        if case.param::<Option<f64>>(name)?.is_some_and(|x| x != fixed) {
+            return Err(Failure::NotImplemented(format!("`{name}` other than {fixed}")));
+        }
+    }
     let estimator: KlEstimator = case.param("estimator")?;
     let log_probs = case.var("log_probs")?;
     let kl = estimator.estimate(log_probs.as_tensor(), &case.tensor("ref_log_probs")?)?;
@@ -236,7 +246,10 @@ fn actor_loss(case: &Case) -> Outcome {
     let aggregation = mode(case)?;
     let kl = Kl { coef: case.param("kl_loss_coef")?, estimator: case.param("kl")?, ..Kl::default() };
     let objective = Objective {
-        regularizers: vec![Box::new(kl), Box::new(EntropyBonus { coef: case.param("entropy_coeff")? })],
+        regularizers: vec![
+            Box::new(kl),
+            Box::new(EntropyBonus { coef: case.param("entropy_coeff")?, aggregation: None }),
+        ],
         ..Objective::new(ratio(case)?, aggregation)
     };
     let whole = Normaliser::of(&mask);
@@ -284,6 +297,9 @@ fn trl_loss(case: &Case) -> Outcome {
         batch.set(OLD_ENTROPY, case.table("entropies")?)?;
     }
     let level: Option<String> = case.param("importance_sampling_level")?;
+    if !matches!(level.as_deref(), None | Some("token" | "sequence")) {
+        return Err(Failure::NotImplemented(format!("`importance_sampling_level` {level:?}")));
+    }
     let config = TrlConfig {
         loss_type: case.param::<LossType>("loss_type")?,
         epsilon_low: case.param("epsilon_low")?,

@@ -20,7 +20,7 @@ pub(super) fn run(case: &Case) -> Outcome {
         "advantages" => advantages(case),
         "mask_counts" => mask_counts(case),
         "elbo" => elbo(case),
-        "loss" if case.params.contains_key("clip") => unclipped(case),
+        "loss" if case.params.get("clip").is_some_and(serde_json::Value::is_null) => unclipped(case),
         "loss" => loss(case),
         "kl" => kl(case),
         "loss_from_logits" => from_logits(case),
@@ -88,7 +88,8 @@ fn clipped(case: &Case) -> Result<(ElboRatio, Aggregation), Failure> {
     let form = match (branch("positive_branch")?, branch("other_branch")?) {
         (Some(true), Some(true)) => RatioForm::Jensen,
         (Some(false), Some(false)) => RatioForm::Tangent,
-        _ => RatioForm::Bound,
+        (None, None) | (Some(false), Some(true)) => RatioForm::Bound,
+        _ => return Err(Failure::NotImplemented("this pair of branches of bgpo".into())),
     };
     let block = ElboRatio {
         form,

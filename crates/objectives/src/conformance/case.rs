@@ -111,7 +111,13 @@ impl Case {
     /// A [B, T] input.
     pub fn table(&self, name: &str) -> Result<Table, Failure> {
         match self.shape(name)?[..] {
-            [rows, cols] => Ok(Table { rows, cols, values: self.numbers(name)? }),
+            [rows, cols] => {
+                let values = self.numbers(name)?;
+                if rows.checked_mul(cols) != Some(values.len()) {
+                    return Err(Failure::Missing(format!("inputs.{name} with {rows} x {cols} numbers")));
+                }
+                Ok(Table { rows, cols, values })
+            }
             _ => Err(Failure::Missing(format!("inputs.{name} with two dimensions"))),
         }
     }
@@ -142,6 +148,9 @@ impl Case {
 
     /// Largest relative error, if it is within the tolerance.
     pub fn compare<K: Borrow<str> + Ord>(&self, outputs: &BTreeMap<K, Vec<f64>>) -> Result<f64, Failure> {
+        if self.outputs.is_empty() {
+            return Err(Failure::Missing("outputs".into()));
+        }
         let (mut worst, mut place) = (0.0f64, None);
         for (name, expected) in &self.outputs {
             let expected = code(expected);

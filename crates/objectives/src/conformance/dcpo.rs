@@ -59,10 +59,13 @@ fn adaptive(case: &Case) -> Result<DynamicAdaptiveClip, Failure> {
 fn loss(case: &Case) -> Outcome {
     let mut loss = LossCase::read(case)?;
     // A minibatch's token count and row count, where the loss is of a part of it.
-    if let Some(tokens) = case.param::<Option<f64>>("batch_response_len")? {
+    let mode: String = case.param::<Option<String>>("loss_agg_mode")?.unwrap_or_default();
+    let tokens = case.param::<Option<f64>>("batch_response_len")?;
+    if let Some(tokens) = tokens.filter(|_| mode == "token-mean") {
         loss.whole.tokens = tokens + COUNT_EPS;
     }
-    if let Some(rows) = case.param::<Option<f64>>("batch_size")? {
+    let rows = case.param::<Option<f64>>("batch_size")?;
+    if let Some(rows) = rows.filter(|_| mode.starts_with("seq-")) {
         loss.whole.sequences = rows;
     }
     let kind: String = case.param("clip_type")?;

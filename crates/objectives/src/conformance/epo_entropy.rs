@@ -87,7 +87,7 @@ fn loss(case: &Case) -> Outcome {
     };
     let aggregation: Aggregation = case.param("agg")?;
     let objective = Objective {
-        regularizers: vec![Box::new(EntropyBonus { coef }), Box::new(block), Box::new(kl)],
+        regularizers: vec![Box::new(EntropyBonus { coef, aggregation: None }), Box::new(block), Box::new(kl)],
         ..Objective::new(ratio, aggregation)
     };
     let counts = vec![1.0; means.len()];

@@ -57,7 +57,7 @@ fn detector_rewards(case: &Case) -> Outcome {
     let steps = whole("total_steps")?.map(|n| u64::try_from(n).unwrap_or(0));
     let cases = whole("predicted_step")?.zip(whole("true_error_step")?).zip(steps);
     let (scores, right): (Vec<f64>, Vec<bool>) =
-        cases.map(|((p, t), n)| detector_reward(Some(p).filter(|&p| p != -99), t, n)).unzip();
+        cases.map(|((p, t), n)| detector_reward(Some(p), t, n)).unzip();
     Ok(Outputs::from([("score", scores), ("acc", flags(right))]))
 }
 
@@ -79,8 +79,17 @@ fn advantages(case: &Case) -> Outcome {
     Ok(Outputs::from([("rewards", rewards), ("advantages", advantages.values)]))
 }
 
+/// Refuses another deviation than the one with n - 1.
+pub(super) fn unbiased(case: &Case) -> Result<(), Failure> {
+    match case.param::<Option<String>>("std")?.as_deref() {
+        None | Some("unbiased") => Ok(()),
+        Some(other) => Err(Failure::NotImplemented(format!("`std` {other}"))),
+    }
+}
+
 /// Standardisation by `eps` and, where it is given, `norm_by_std`.
 pub(super) fn group_settings(case: &Case) -> Result<GroupNorm, Failure> {
+    unbiased(case)?;
     let by_std: bool = case.param::<Option<bool>>("norm_by_std")?.unwrap_or(true);
     let spread = if by_std { Spread::Unbiased } else { Spread::None };
     Ok(GroupNorm { epsilon: case.param("eps")?, spread, ..GroupNorm::default() })

@@ -40,8 +40,9 @@ fn ids(case: &Case, name: &str) -> Result<Vec<u64>, Failure> {
 
 fn advantages(case: &Case) -> Outcome {
     let (groups, trajectories) = (ids(case, "group_ids")?, ids(case, "traj_ids")?);
-    let anchors: Vec<String> =
-        input::<Vec<serde_json::Value>>(case, "anchors")?.iter().map(ToString::to_string).collect();
+    // Texts as they are, because similarity counts characters; arrays and records as JSON.
+    let text = |x: &serde_json::Value| x.as_str().map_or_else(|| x.to_string(), String::from);
+    let anchors: Vec<String> = input::<Vec<serde_json::Value>>(case, "anchors")?.iter().map(text).collect();
     let returns =
         StepReturns { gamma: case.param("gamma")?, invalid_penalty: case.param("invalid_action_penalty")? };
     let mut batch = Batch::new(case.table("response_mask")?)

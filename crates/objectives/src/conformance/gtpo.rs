@@ -27,7 +27,8 @@ pub(super) fn run(case: &Case) -> Outcome {
 }
 
 fn conflict_weights(case: &Case) -> Result<ConflictWeights, Failure> {
-    Ok(ConflictWeights { positive: case.param("conflict_weight")?, divide_by_conflicts: true })
+    let divide = case.param::<Option<bool>>("divide_by_conflicts")?.unwrap_or(true);
+    Ok(ConflictWeights { positive: case.param("conflict_weight")?, divide_by_conflicts: divide })
 }
 
 fn conflict_mask(case: &Case) -> Outcome {
@@ -59,7 +60,14 @@ fn loss(case: &Case) -> Outcome {
     );
     let objective = Objective {
         advantage: Some(Box::new(GroupNorm { spread: Spread::None, ..GroupNorm::default() })),
-        weights: vec![Box::new(conflicts), Box::new(gate), Box::new(GroupReduction::default())],
+        weights: vec![
+            Box::new(conflicts),
+            Box::new(gate),
+            Box::new(GroupReduction {
+                reduction: case.param::<Option<_>>("reduction")?.unwrap_or_default(),
+                ..GroupReduction::default()
+            }),
+        ],
         ..Objective::new(UnitRatio::default(), Aggregation::SeqMeanTokenMean)
     };
     let groups = vec![0u64; b];

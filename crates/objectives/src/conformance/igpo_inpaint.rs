@@ -141,7 +141,11 @@ fn loss(case: &Case) -> Outcome {
     keep_tokens(&mask, &kept, false, &mut signals.weights)?;
     let surrogate = MeanFieldRatio {
         sequence_ratio: case.param("sequence_ratio")?,
-        over: Over::All,
+        over: if case.param::<Option<bool>>("ratio_over_loss_mask")?.unwrap_or(false) {
+            Over::Kept
+        } else {
+            Over::All
+        },
         clip_low: case.param("eps_low")?,
         clip_high: case.param("eps_high")?,
     };

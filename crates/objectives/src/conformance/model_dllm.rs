@@ -314,8 +314,10 @@ fn wd1(case: &Case) -> Outcome {
     let (log_probs, mask) = (case.var("log_probs")?, case.table("completion_mask")?);
     let form = match case.params.get("positive_only").and_then(Value::as_bool) {
         Some(true) => Wd1::PositiveOnly,
-        None if case.name.contains("pos_only") => Wd1::PositiveOnly,
-        _ => Wd1::PositiveAndNegative,
+        Some(false) => Wd1::PositiveAndNegative,
+        None if case.name.ends_with("pos_only") => Wd1::PositiveOnly,
+        None if case.name.ends_with("pos_neg") => Wd1::PositiveAndNegative,
+        None => return Err(Failure::Missing("params.positive_only".into())),
     };
     let a = case.numbers("advantages")?;
     let loss = wd1_loss(log_probs.as_tensor(), &a, &vec![0; a.len()], &mask, form)?;
@@ -369,11 +371,14 @@ fn denoising(case: &Case) -> Outcome {
 }
 
 fn bgpo_from_logits(case: &Case) -> Outcome {
+    if case.params.get("clip").is_some_and(|clip| !clip.is_null()) {
+        return Err(Failure::NotImplemented("bgpo_from_logits with a clip".into()));
+    }
     let logits = case.var("logits")?;
     let (_, _, l, _) = logits.dims4()?;
     let norm = match case.param::<String>("elbo_norm")?.as_str() {
         "none" => 1.0,
-        "padded_len" | "valid_len" => l as f64,
+        "padded_len" => l as f64,
         other => return Err(Failure::NotImplemented(format!("elbo_norm `{other}`"))),
     };
     let new = (bgpo::samples(case, logits.as_tensor())? / norm)?;

@@ -27,7 +27,7 @@ fn chain(case: &Case) -> Outcome {
         rollouts: case.param("mc_rollouts")?,
     };
     let cuts = sampling.cutpoints(&old);
-    let mean = |n: &f64| n / sampling.rollouts as f64;
+    let mean = |n: &f64| if sampling.rollouts == 0 { 0.0 } else { n / sampling.rollouts as f64 };
     let means: Vec<f64> = case.numbers("mc_success_counts")?.iter().map(mean).collect();
     let score = case.numbers("score")?.first().copied().unwrap_or_default();
     let advantages = segment_advantages(&old, &cuts, &means, score, sampling.threshold)?;

@@ -108,6 +108,7 @@ fn objective(case: &Case, aggregation: Aggregation) -> Result<Objective, Failure
 
 fn loss(case: &Case) -> Outcome {
     let (log_probs, batch, signals) = case.policy_batch()?;
+    let batch = super::fapo::cut_log_ratio(case, batch)?;
     let objective = objective(case, case.param("agg")?)?;
     let parts = objective.loss(&batch, &signals, &batch.normaliser(), &State::default())?;
     Ok(Outputs::from([
@@ -127,7 +128,10 @@ fn loss_sliced(case: &Case) -> Outcome {
     let (queries, per_slice): (usize, usize) = (case.param("queries")?, case.param("queries_per_slice")?);
     let accumulation: f64 = case.param("grad_accum")?;
     let objective = objective(case, Aggregation::TokenMean)?;
-    let width = mask.cols / queries * per_slice;
+    let width = mask.cols.checked_div(queries).unwrap_or(0) * per_slice;
+    if width == 0 {
+        return Err(Failure::Missing("params.queries and queries_per_slice above 0".into()));
+    }
     let whole = Normaliser::of(&mask);
     let mut total = Tensor::new(0f64, &Device::Cpu)?;
     for start in (0..mask.cols).step_by(width) {
@@ -150,8 +154,10 @@ fn action_log_probs(case: &Case) -> Outcome {
     let (vocab, pad, bins): (usize, usize, usize) =
         (case.param("vocab")?, case.param("pad_to_multiple")?, case.param("n_bins")?);
     let executed = case.param::<usize>("finish_step")? * case.param::<usize>("action_dim")?;
-    let first = vocab - pad - bins;
-    let ids: Vec<u32> = case.whole("token_ids")?.iter().map(|&id| (id as usize - first) as u32).collect();
+    let outside = || Failure::Missing("action bins inside of the vocabulary".into());
+    let first = vocab.checked_sub(pad + bins).ok_or_else(outside)?;
+    let bin = |&id: &u64| (id as usize).checked_sub(first).map(|id| id as u32).ok_or_else(outside);
+    let ids = case.whole("token_ids")?.iter().map(bin).collect::<Result<Vec<u32>, _>>()?;
     let n = ids.len();
     let restricted = logits.as_tensor().reshape((n, vocab))?.narrow(1, first, bins)?;
     let ids = Tensor::from_vec(ids, n, &Device::Cpu)?;

@@ -55,6 +55,7 @@ pub use masks::{
 
 use candle_core::Tensor;
 
+use crate::checks::same_len;
 use crate::error::{Error, Result};
 
 /// Refuses another shape.
@@ -63,14 +64,6 @@ fn same_dims(name: &'static str, x: &Tensor, dims: &[usize]) -> Result<()> {
         return Ok(());
     }
     Err(Error::Shape { name, got: x.dims().to_vec(), expected: format!("{dims:?}") })
-}
-
-/// Refuses another length.
-fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(Error::Shape { name, got: vec![got], expected: format!("[{expected}]") })
 }
 
 /// `x` where the mask is not 0, else 0; selected, so that what is not kept has no gradient whatever its value.

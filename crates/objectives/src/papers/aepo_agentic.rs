@@ -135,6 +135,10 @@ impl Block for EntropyScaled {
         vec![self.input()]
     }
 
+    fn batch_wide(&self) -> Option<&'static str> {
+        (self.scope == Scope::MicroBatch).then_some("entropies are standardised over the update")
+    }
+
     fn validate(&self) -> Result<()> {
         if self.coef.is_finite() {
             return Ok(());

@@ -32,6 +32,7 @@ use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OUTCOMES, REF_LOG_PROBS, Signals};
 use crate::block::{Block, BlockKind, Kind, Regularizer, Terms, TokenRule};
+use crate::checks::same_len;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::kl::KlEstimator;
@@ -332,11 +333,6 @@ pub fn unclamped(estimator: KlEstimator, log_probs: &Tensor, ref_log_probs: &Ten
 /// Whether an answer is right: its reward, accuracy plus at most 0.5 for the format, is at least 1.
 fn is_right(reward: f64) -> bool {
     reward >= 1.0
-}
-
-fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
-    let wrong = || Error::Shape { name, got: vec![got], expected: format!("[{expected}], like `rewards`") };
-    if got == expected { Ok(()) } else { Err(wrong()) }
 }
 
 /// Share of each group's answers with a reward below 1, for every member, [B].

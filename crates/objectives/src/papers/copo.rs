@@ -50,6 +50,13 @@ pub const ANSWER_IDS: Input =
     Input::new("answer_ids", "[B]", "identity of the final answer; equal answers, equal ids");
 
 /// Names of what the rule hands to the surrogate, [B, T] each.
+/// Global advantages and both losses' weights: made by [`ConsistencyBlend`], read from the signals.
+pub const BLEND: Input = Input::new(
+    "consistency_blend",
+    "[B, T]",
+    "global advantages and both losses' weights, from `consistency_blend`",
+);
+
 const GLOBAL: &str = "copo.global_advantages";
 const LOCAL_WEIGHT: &str = "copo.local_weight";
 const GLOBAL_WEIGHT: &str = "copo.global_weight";
@@ -274,6 +281,10 @@ impl Block for ConsistencyBlend {
         vec![GROUP_IDS, ANSWER_IDS]
     }
 
+    fn gives(&self) -> Vec<Input> {
+        vec![BLEND]
+    }
+
     fn validate(&self) -> Result<()> {
         let checks = [
             ("k", self.k, self.k.is_finite(), "a finite number"),
@@ -327,7 +338,7 @@ pub struct BlendedClip(
 
 impl Block for BlendedClip {
     fn needs(&self) -> Vec<Input> {
-        self.0.needs()
+        [self.0.needs(), vec![BLEND]].concat()
     }
 
     fn validate(&self) -> Result<()> {
@@ -358,6 +369,10 @@ impl Surrogate for BlendedClip {
         let (u, v) = (extra(LOCAL_WEIGHT)?.to_tensor(&near)?, extra(GLOBAL_WEIGHT)?.to_tensor(&near)?);
         Ok(SurrogateLoss { terms: Terms::Tokens(((near * u)? + (far * v)?)?), stats })
     }
+
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
@@ -369,6 +384,18 @@ mod tests {
     use super::*;
     use crate::batch::{LOG_PROBS, OLD_LOG_PROBS, REWARDS};
     use crate::registry::Algorithm;
+
+    #[test]
+    fn a_blend_without_its_weights_is_refused() {
+        let only = toml::from_str::<Composition>(
+            "aggregation = \"token-mean\"\nadvantage = { kind = \"group_norm\" }\nsurrogate = { kind = \"blended_clip\" }",
+        );
+        let objective = only.unwrap().build().unwrap();
+        let inputs = [LOG_PROBS, OLD_LOG_PROBS, REWARDS, GROUP_IDS, ANSWER_IDS];
+        let message = objective.check(&inputs).unwrap_err().to_string();
+        assert!(message.contains("consistency_blend"), "{message}");
+        Algorithm::from_table("copo", &toml::Table::new()).unwrap().objective.check(&inputs).unwrap();
+    }
 
     #[test]
     fn consistent_groups_teach_against_each_other() {

@@ -362,6 +362,10 @@ impl Surrogate for RatioUnlimited {
         };
         self.clip().loss_of_log_ratio(&d, &advantages, &low, &high)?.into_loss()
     }
+
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 /// A log-ratio whose exponential is safely finite, also times an advantage.

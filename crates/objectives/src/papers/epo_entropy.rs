@@ -65,7 +65,7 @@ pub const PAPER: Paper = Paper {
 pub fn recipe() -> Composition {
     Composition::new(&ClippedRatio::default(), Aggregation::TokenMean)
         .advantage(&GroupNorm::default())
-        .regularizer(&EntropyBonus { coef: 0.001 })
+        .regularizer(&EntropyBonus::default())
         .regularizer(&EntropySmoothing::default())
         .regularizer(&Kl { coef: 0.01, ..Kl::default() })
 }
@@ -246,13 +246,22 @@ impl EntropyHistory {
     }
 }
 
-/// Masked mean entropy of every environment step, up to the last that occurs.
+/// Masked mean entropy of every environment step, up to the last that occurs. Steps are below `max_steps`.
 ///
 /// # Errors
-/// Shapes that differ, an entropy that is not finite.
-pub fn step_entropies(entropy: &Table, mask: &Table, steps: &[u64]) -> Result<Vec<Option<f64>>> {
+/// Shapes that differ, an entropy that is not finite, a step that is too large.
+pub fn step_entropies(
+    entropy: &Table,
+    mask: &Table,
+    steps: &[u64],
+    max_steps: usize,
+) -> Result<Vec<Option<f64>>> {
     entropy.same_shape("entropy", mask)?;
     same_rows(steps, mask)?;
+    if let Some(step) = steps.iter().find(|&&step| step >= max_steps as u64) {
+        let reason = format!("step {step} with `max_steps` {max_steps}");
+        return Err(Error::Invalid { what: "rollout_steps", reason });
+    }
     let mut sums: Vec<(f64, f64)> = Vec::new();
     for (row, &step) in steps.iter().enumerate() {
         let step = step as usize;
@@ -377,7 +386,11 @@ impl EntropySmoothing {
 
 impl Block for EntropySmoothing {
     fn needs(&self) -> Vec<Input> {
-        vec![ENTROPY, self.entropy_input(), OLD_ENTROPY, ROLLOUT_STEPS]
+        vec![self.entropy_input(), OLD_ENTROPY, ROLLOUT_STEPS]
+    }
+
+    fn batch_wide(&self) -> Option<&'static str> {
+        (self.gate == Gate::MicroBatch).then_some("the gate looks at the steps of the update")
     }
 
     fn validate(&self) -> Result<()> {
@@ -436,7 +449,7 @@ impl Regularizer for EntropySmoothing {
     fn prepare(&self, batch: &Batch, _signals: &Signals, state: &mut State) -> Result<()> {
         let steps = batch.ids(ROLLOUT_STEPS)?;
         let mut history: EntropyHistory = state.get(Self::KIND)?;
-        let now = step_entropies(&batch.table(OLD_ENTROPY)?, batch.mask(), steps)?;
+        let now = step_entropies(&batch.table(OLD_ENTROPY)?, batch.mask(), steps, self.max_steps)?;
         history.push(&now, self.max_steps, self.history)?;
         history.active = self.late(steps);
         state.set(Self::KIND, &history)

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Paper;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, Input, LOG_PROBS, REWARDS, Signals, TURN_IDS, keep_where};
+use crate::batch::{Batch, Input, LOG_PROBS, OUTCOMES, Signals, TURN_IDS, keep_where};
 use crate::block::{Block, BlockKind, Kind, Reward, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
@@ -115,7 +115,11 @@ pub fn max_abs_normalised(x: &[f64]) -> Vec<f64> {
 
 impl Block for ProcessRewards {
     fn needs(&self) -> Vec<Input> {
-        vec![CRITICAL_TURNS, REWARDS]
+        vec![CRITICAL_TURNS]
+    }
+
+    fn needs_one_of(&self) -> &'static [Input] {
+        OUTCOMES
     }
 
     fn gives(&self) -> Vec<Input> {
@@ -201,7 +205,7 @@ pub fn token_weights(turn_ids: &Table, mask: &Table, scores: &[Vec<f64>]) -> Res
         let tokens = turn_ids.row(row).iter().zip(mask.row(row)).enumerate();
         let mut of_turn = Vec::new();
         for (t, (&turn, &m)) in tokens {
-            if m == 0.0 || turn < 0.0 {
+            if m == 0.0 || turn.is_nan() || turn < 0.0 {
                 continue;
             }
             let turn = turn as usize;
@@ -268,6 +272,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::batch::REWARDS;
     use crate::registry::Algorithm;
 
     #[test]

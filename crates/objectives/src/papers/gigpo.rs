@@ -32,6 +32,7 @@ use crate::advantage::{GroupNorm, Spread, group_norm, members};
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, GROUP_IDS, Input, OUTCOMES, REWARDS};
 use crate::block::{Advantage, Block, BlockKind, Kind, Reward};
+use crate::checks::same_len;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::regularizer::Kl;
@@ -235,7 +236,7 @@ impl GroupInGroup {
                 Mode::MeanNorm => 1.0,
                 Mode::MeanStdNorm => std + self.epsilon,
             };
-            rows.iter().for_each(|&i| out[i] = (scores[i] - mean) / by);
+            rows.iter().for_each(|&i| out[i] = if scores[i] == mean { 0.0 } else { (scores[i] - mean) / by });
         }
         Ok(out)
     }
@@ -387,11 +388,6 @@ fn longest_block(
         length += 1;
     }
     (i, j, length)
-}
-
-fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
-    let wrong = || Error::Shape { name, got: vec![got], expected: format!("[{expected}]") };
-    if got == expected { Ok(()) } else { Err(wrong()) }
 }
 
 #[cfg(test)]

@@ -323,7 +323,9 @@ impl BudgetAdvantage {
             }
             for index in subgroups.values() {
                 let mean = index.iter().map(|&i| rewards[i]).sum::<f64>() / index.len() as f64;
-                let bound = budget_bound(budgets[index[0]], self.beta, self.l_max, self.pi);
+                // 0: none was announced; the authors' code then reports the longest.
+                let budget = Some(budgets[index[0]]).filter(|&b| b > 0.0).unwrap_or(self.l_max);
+                let bound = budget_bound(budget, self.beta, self.l_max, self.pi);
                 index.iter().for_each(|&i| intra[i] = mean - bound);
             }
         }

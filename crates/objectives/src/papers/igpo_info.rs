@@ -44,8 +44,11 @@ use crate::table::Table;
 pub const ANSWER_BELIEFS: Input =
     Input::new("answer_beliefs", "B lists", "mean log-probability of the true answer after every turn");
 /// 1 on every real response token.
-pub const SEQUENCE_MASK: Input =
-    Input::new("sequence_mask", "[B, T]", "1 on every real response token, tool results included");
+pub const SEQUENCE_MASK: Input = Input::new(
+    "sequence_mask",
+    "[B, T], beyond the mask too",
+    "1 on every real response token, tool results included",
+);
 
 /// The paper.
 pub const PAPER: Paper = Paper {

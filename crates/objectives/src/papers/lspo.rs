@@ -27,12 +27,13 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Paper;
-use crate::advantage::members;
 use crate::aggregation::Aggregation;
 use crate::batch::{Batch, Input, LOG_PROBS, PAIR_IDS, REF_LOG_PROBS};
 use crate::block::{Block, BlockKind, Kind, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
+use crate::pairs::Pairs;
+use crate::surrogate::log_sigmoid;
 use crate::table::Table;
 
 /// The paper.
@@ -87,35 +88,13 @@ impl LatentDpo {
     pub fn pairs(&self, batch: &Batch) -> Result<PairOutcome> {
         let log_ratio = (batch.tensor(LOG_PROBS)? - batch.tensor(REF_LOG_PROBS)?.detach())?;
         let rewards = (log_ratio.sum(1)? * self.beta)?;
-        let mut rows = Vec::new();
-        for (id, pair) in members(batch.ids(PAIR_IDS)?) {
-            let [chosen, rejected] = pair[..] else {
-                let reason = format!("pair {id} has {} rows, not two", pair.len());
-                return Err(Error::Invalid { what: "pair_ids", reason });
-            };
-            rows.push((chosen as u32, rejected as u32));
-        }
-        rows.sort_unstable();
-        let pick = |rows: Vec<u32>| {
-            let n = rows.len();
-            rewards.index_select(&Tensor::from_vec(rows, n, rewards.device())?, 0)
-        };
-        let chosen = pick(rows.iter().map(|(c, _)| *c).collect())?;
-        let rejected = pick(rows.iter().map(|(_, r)| *r).collect())?;
+        let (chosen, rejected) = Pairs::of(batch)?.split(&rewards)?;
         let z = (&chosen - &rejected)?;
         let (right, wrong) = (log_sigmoid(&z)?, log_sigmoid(&z.neg()?)?);
         let loss = ((right * (self.label_smoothing - 1.0))? - (wrong * self.label_smoothing)?)?;
         let numbers = |x: &Tensor| Ok::<_, Error>(x.detach().to_dtype(DType::F64)?.to_vec1()?);
         Ok(PairOutcome { loss, chosen_rewards: numbers(&chosen)?, rejected_rewards: numbers(&rejected)? })
     }
-}
-
-/// -log(1 + exp(-x)) without overflow; its gradient at 0 is a half.
-fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
-    let negative = x.lt(0.0)?;
-    let below = negative.where_cond(x, &x.neg()?)?;
-    let least = negative.where_cond(x, &x.zeros_like()?)?;
-    Ok((least - (below.exp()? + 1.0)?.log()?)?)
 }
 
 impl Block for LatentDpo {

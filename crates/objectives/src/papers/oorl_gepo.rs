@@ -36,6 +36,7 @@ use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::surrogate::ClippedRatio;
+use crate::surrogate::log_sigmoid;
 use crate::table::Table;
 
 /// Log-probability of the preference texts' tokens, with gradient.
@@ -54,10 +55,10 @@ pub const PREF_MASK: Input = Input::new(
 pub const PREF_GROUP_IDS: Input = Input::new("pref_group_ids", "[B]", "group of every preference text");
 /// Whether a text is equivalent to its source.
 pub const PREF_IS_WINNER: Input =
-    Input::new("pref_is_winner", "[B]", "1 for equivalent texts, 0 for the others");
+    Input::new("pref_is_winner", "[B]", "1 where the text is equivalent to its source, else 0");
 /// Whether a row is a preference text.
 pub const PREF_ROWS: Input =
-    Input::new("pref_rows", "[B]", "1 for rows of the preference stream, 0 for rollouts");
+    Input::new("pref_rows", "[B]", "1 where the row is of the preference stream, else 0");
 
 /// The paper.
 pub const PAPER: Paper = Paper {
@@ -150,7 +151,8 @@ impl Advantage for WhitenedReturns {
     }
 }
 
-/// A constant factor on the surrogate, not on the regularisers: the share of this stream in a mixture of losses.
+/// A constant factor on the surrogate's token and sequence terms: the share of this stream in a mixture of losses. Pair
+/// losses do not see it; regularisers only where they read the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossScale {
@@ -304,7 +306,7 @@ impl Gepo {
         let win = matrix(n, m, win, &rhat)?;
         let mean = win.matmul(&rhat)?;
         let margin = (&mean - matrix(n, m, lose, &rhat)?.matmul(&rhat)?)?;
-        let preference = softplus(&(margin * -self.beta)?)?.flatten_all()?;
+        let preference = log_sigmoid(&(margin * self.beta)?)?.neg()?.flatten_all()?;
         let away = (&rhat - matrix(m, n, spread, &rhat)?.matmul(&mean)?)?;
         let scale = match self.variance_of {
             VarianceOf::LogRatio => 1.0,
@@ -337,13 +339,6 @@ fn matrix(rows: usize, cols: usize, values: Vec<f64>, like: &Tensor) -> Result<T
     Table { rows, cols, values }.to_tensor(like)
 }
 
-/// log(1 + exp(x)), exact in both tails, with the right gradient at 0 too.
-fn softplus(x: &Tensor) -> Result<Tensor> {
-    let positive = x.gt(0.0)?;
-    let small = positive.where_cond(&x.neg()?, x)?;
-    Ok((positive.where_cond(x, &x.zeros_like()?)? + (small.exp()? + 1.0)?.log()?)?)
-}
-
 /// The preference stream's rows of a batch, their ids and which win.
 fn preference_rows(batch: &Batch) -> Result<(Vec<u32>, Vec<u64>, Vec<bool>)> {
     let (ids, wins) = (batch.ids(PREF_GROUP_IDS)?, batch.numbers(PREF_IS_WINNER)?);
@@ -355,6 +350,10 @@ fn preference_rows(batch: &Batch) -> Result<(Vec<u32>, Vec<u64>, Vec<bool>)> {
 }
 
 impl Block for Gepo {
+    fn batch_wide(&self) -> Option<&'static str> {
+        Some("all texts of a group must be in one micro-batch")
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![PREF_LOG_PROBS, PREF_REF_LOG_PROBS, PREF_MASK, PREF_GROUP_IDS, PREF_IS_WINNER, PREF_ROWS]
     }

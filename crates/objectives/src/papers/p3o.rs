@@ -139,7 +139,7 @@ impl PairwiseProximal {
     }
 
     fn bounded(&self, ratio: &[f64]) -> Vec<f64> {
-        ratio.iter().map(|r| r.clamp(1.0 / self.clip_ratio, self.clip_ratio)).collect()
+        ratio.iter().map(|r| r.max(1.0 / self.clip_ratio).min(self.clip_ratio)).collect()
     }
 
     /// -q w of every pair, [P].
@@ -216,6 +216,10 @@ pub fn mean_std(x: &[f64]) -> (f64, f64) {
 }
 
 impl Block for PairwiseProximal {
+    fn batch_wide(&self) -> Option<&'static str> {
+        self.scale_q.then_some("q is divided by its deviation over the update's pairs")
+    }
+
     fn needs(&self) -> Vec<Input> {
         vec![LOG_PROBS, OLD_LOG_PROBS, REF_LOG_PROBS, REWARDS, PAIR_IDS]
     }

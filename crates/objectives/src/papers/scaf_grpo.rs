@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::{GroupNorm, members};
 use crate::aggregation::Aggregation;
+use crate::checks::same_len;
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::surrogate::ClippedRatio;
@@ -211,11 +212,6 @@ impl Scaffold {
         replacements.sort_by_key(|r| r.row);
         Ok(Rescue { stalled, selected, unsolved, replacements })
     }
-}
-
-fn same_len(name: &'static str, got: usize, expected: usize) -> Result<()> {
-    let wrong = || Error::Shape { name, got: vec![got], expected: format!("[{expected}], one per row") };
-    if got == expected { Ok(()) } else { Err(wrong()) }
 }
 
 #[cfg(test)]

@@ -140,6 +140,10 @@ impl Surrogate for ClippedRatio {
         self.validate()?;
         self.in_one_pass(&batch.tensor(LOG_PROBS)?, &batch.table(OLD_LOG_PROBS)?, batch.mask(), signals)
     }
+
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 impl ClippedRatio {

@@ -4,10 +4,11 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{approx_kl, check_at_least};
+use super::approx_kl;
 use crate::advantage::masked_mean;
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
+use crate::checks::at_least;
 use crate::error::{Error, Result};
 use crate::table::Table;
 
@@ -68,7 +69,7 @@ impl Block for KlCov {
     }
 
     fn validate(&self) -> Result<()> {
-        check_at_least("kl_coef", self.kl_coef, 0.0, "0 or more")?;
+        at_least("kl_coef", self.kl_coef, 0.0, "0 or more")?;
         if (0.0..=1.0).contains(&self.share) {
             return Ok(());
         }
@@ -93,9 +94,5 @@ impl Surrogate for KlCov {
         let advantages = signals.advantages.to_tensor(&p)?;
         let per_token = kl_cov(&p, &old, &advantages, batch.mask(), self.share, self.kl_coef)?;
         Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats: vec![approx_kl(&p, &old)?] })
-    }
-
-    fn uses_bounds(&self) -> bool {
-        false
     }
 }

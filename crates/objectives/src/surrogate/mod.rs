@@ -10,10 +10,10 @@ mod value;
 pub use clipped::{ClipOutcome, ClippedRatio};
 pub(crate) use clipped::{clamp_between, off_is_zero};
 pub use kl_cov::{KlCov, kl_cov};
-pub(crate) use preference::relu;
 pub use preference::{
     ALIGNED_LOG_PROBS, FDivergence, FreeLoss, PairLogProbs, PairLoss, Preference, ReferenceFree,
 };
+pub(crate) use preference::{log_sigmoid, relu};
 pub use sequence::{GeoMean, Gspo, geo_mean, gspo};
 pub(crate) use token::soft_gate;
 pub use token::{Cispo, PolicyGradient, Sapo, cispo, gpg, sapo};
@@ -22,6 +22,7 @@ pub use value::clipped_value_loss;
 use candle_core::Tensor;
 
 use crate::batch::Signals;
+use crate::checks::at_least;
 use crate::error::{Error, Result};
 use crate::kl::clamp;
 use crate::table::Table;
@@ -82,10 +83,5 @@ pub(crate) fn check_clip(low: f64, high: f64) -> Result<()> {
     if !(0.0..=1.0).contains(&low) {
         return Err(Error::Setting { name: "clip_low", got: low, expected: "0 to 1" });
     }
-    check_at_least("clip_high", high, 0.0, "0 or more")
-}
-
-/// Refuses what is smaller than `low` or not finite.
-pub(crate) fn check_at_least(name: &'static str, got: f64, low: f64, expected: &'static str) -> Result<()> {
-    if got >= low && got.is_finite() { Ok(()) } else { Err(Error::Setting { name, got, expected }) }
+    at_least("clip_high", high, 0.0, "0 or more")
 }

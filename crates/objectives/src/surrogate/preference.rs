@@ -296,6 +296,11 @@ impl Preference {
 }
 
 impl Block for Preference {
+    fn batch_wide(&self) -> Option<&'static str> {
+        matches!(self.loss, PairLoss::Aot | PairLoss::AotUnpaired)
+            .then_some("log-ratios are sorted over the update's pairs")
+    }
+
     fn needs(&self) -> Vec<Input> {
         let mut needs = vec![LOG_PROBS, REF_LOG_PROBS, PAIR_IDS];
         needs.extend(self.weighted.then_some(ALIGNED_LOG_PROBS));

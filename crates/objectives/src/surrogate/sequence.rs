@@ -114,6 +114,10 @@ impl Surrogate for Gspo {
         let stats = vec![("clip_frac", clipped), ("approx_kl", gaps)];
         Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats })
     }
+
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 /// GMPO: the geometric mean of clipped token ratios, one loss per sequence.
@@ -174,8 +178,8 @@ impl Block for GeoMean {
     }
 
     fn validate(&self) -> Result<()> {
-        super::check_at_least("clip_low", self.clip_low, 0.0, "0 or more")?;
-        super::check_at_least("clip_high", self.clip_high, 0.0, "0 or more")
+        super::at_least("clip_low", self.clip_low, 0.0, "0 or more")?;
+        super::at_least("clip_high", self.clip_high, 0.0, "0 or more")
     }
 
     fn describe(&self) -> String {
@@ -198,5 +202,9 @@ impl Surrogate for GeoMean {
         };
         let per_sequence = geo_mean_within(&p, &old, &advantages, batch.mask(), &limits)?;
         Ok(SurrogateLoss { terms: Terms::Sequences(per_sequence), stats: vec![approx_kl(&p, &old)?] })
+    }
+
+    fn uses_bounds(&self) -> bool {
+        true
     }
 }

@@ -4,9 +4,10 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, approx_kl, check_at_least, log_ratio};
+use super::{Limits, approx_kl, log_ratio};
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Surrogate, SurrogateLoss, Terms};
+use crate::checks::at_least;
 use crate::error::{Error, Result};
 use crate::table::Table;
 
@@ -73,6 +74,10 @@ impl Surrogate for Cispo {
         let stats = vec![("clip_frac", Table::from_tensor(&clipped)?), approx_kl(&p, &old)?];
         Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats })
     }
+
+    fn uses_bounds(&self) -> bool {
+        true
+    }
 }
 
 /// SAPO: a soft gate in place of the clip.
@@ -126,8 +131,8 @@ impl Block for Sapo {
     }
 
     fn validate(&self) -> Result<()> {
-        check_at_least("tau_pos", self.tau_pos, f64::MIN_POSITIVE, "greater than 0")?;
-        check_at_least("tau_neg", self.tau_neg, f64::MIN_POSITIVE, "greater than 0")
+        at_least("tau_pos", self.tau_pos, f64::MIN_POSITIVE, "greater than 0")?;
+        at_least("tau_neg", self.tau_neg, f64::MIN_POSITIVE, "greater than 0")
     }
 
     fn describe(&self) -> String {
@@ -145,10 +150,6 @@ impl Surrogate for Sapo {
         let advantages = signals.advantages.to_tensor(&p)?;
         let per_token = sapo(&p, &old, &advantages, (self.tau_pos, self.tau_neg))?;
         Ok(SurrogateLoss { terms: Terms::Tokens(per_token), stats: vec![approx_kl(&p, &old)?] })
-    }
-
-    fn uses_bounds(&self) -> bool {
-        false
     }
 }
 
@@ -183,9 +184,5 @@ impl Surrogate for PolicyGradient {
     fn loss(&self, batch: &Batch, signals: &Signals) -> Result<SurrogateLoss> {
         let p = batch.tensor(LOG_PROBS)?;
         Ok(Terms::Tokens(gpg(&p, &signals.advantages.to_tensor(&p)?)?).into())
-    }
-
-    fn uses_bounds(&self) -> bool {
-        false
     }
 }

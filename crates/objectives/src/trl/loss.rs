@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Input, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, REF_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Regularizer, Surrogate, SurrogateLoss, Terms, TokenRule};
+use crate::checks::at_least;
 use crate::error::{Error, Result};
 use crate::kl::clamp;
 use crate::state::State;
-use crate::surrogate::{Limits, approx_kl, check_at_least, off_is_zero, smaller, soft_gate};
+use crate::surrogate::{Limits, approx_kl, off_is_zero, smaller, soft_gate};
 use crate::table::Table;
 
 /// How the ratio enters the loss.
@@ -100,15 +101,10 @@ impl Block for TrlSurrogate {
         if !(0.0..=1.0).contains(&self.epsilon_low) {
             return Err(Error::Setting { name: "epsilon_low", got: self.epsilon_low, expected: "0 to 1" });
         }
-        check_at_least("epsilon_high", self.epsilon_high, 0.0, "0 or more")?;
-        check_at_least(
-            "delta",
-            self.delta.unwrap_or(1.0),
-            f64::MIN_POSITIVE,
-            "greater than 0, or 0 for none",
-        )?;
-        check_at_least("tau_pos", self.tau_pos, f64::MIN_POSITIVE, "greater than 0")?;
-        check_at_least("tau_neg", self.tau_neg, f64::MIN_POSITIVE, "greater than 0")
+        at_least("epsilon_high", self.epsilon_high, 0.0, "0 or more")?;
+        at_least("delta", self.delta.unwrap_or(1.0), f64::MIN_POSITIVE, "greater than 0, or 0 for none")?;
+        at_least("tau_pos", self.tau_pos, f64::MIN_POSITIVE, "greater than 0")?;
+        at_least("tau_neg", self.tau_neg, f64::MIN_POSITIVE, "greater than 0")
     }
 
     fn describe(&self) -> String {
@@ -192,7 +188,7 @@ impl Block for TrlKl {
     }
 
     fn validate(&self) -> Result<()> {
-        check_at_least("beta", self.beta, 0.0, "0 or more")
+        at_least("beta", self.beta, 0.0, "0 or more")
     }
 
     fn describe(&self) -> String {
@@ -289,7 +285,7 @@ impl Block for OffPolicyMask {
     }
 
     fn validate(&self) -> Result<()> {
-        check_at_least("threshold", self.threshold, f64::MIN, "a finite number")
+        at_least("threshold", self.threshold, f64::MIN, "a finite number")
     }
 
     fn describe(&self) -> String {

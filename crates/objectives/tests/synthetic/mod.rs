@@ -138,6 +138,9 @@ pub fn generate(input: Input, mask: &Table, seed: u64, kind: Option<Kind>) -> Fi
             return Field::Ids(mask.row_sums().into_iter().map(|l| l as u64).collect());
         }
         // A paper's own.
+        ("evaluations", _) => {
+            return Field::Texts((0..B).map(|i| format!("<score>{}</score>", i % 5)).collect());
+        }
         ("query_embeddings" | "negative_embeddings", _) => {
             let of_group = |i: usize| {
                 let mut random = Random::new(salt ^ (i / GROUP) as u64 ^ 0x5bd1_e995);

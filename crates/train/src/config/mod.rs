@@ -89,6 +89,20 @@ impl TrainConfig {
                 "list each task once",
             ));
         }
+        if let Some(rl) = &self.rl {
+            if rl.rehearse_demos > 0 && self.sft.is_none() {
+                let help = "add [sft], or set rl.rehearse_demos = 0";
+                problems.push(source.problem(
+                    "rl.rehearse_demos",
+                    "without [sft] there are no demonstrations",
+                    help,
+                ));
+            }
+            if rl.mirrored && rl.noise != "chunk" {
+                let help = "set rl.noise = \"chunk\", or rl.mirrored = false";
+                problems.push(source.problem("rl.mirrored", "only shared numbers can be mirrored", help));
+            }
+        }
         if self.env.suite == crate::world::DATASET_SUITE {
             let suite = format!("env.suite = \"{}\" has no simulator", self.env.suite);
             let stages = [("pretrain", self.pretrain.is_some()), ("rl", self.rl.is_some())];

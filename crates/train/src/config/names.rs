@@ -34,11 +34,12 @@ pub(super) fn encoders() -> Vec<String> {
     owned(&["random_conv"])
 }
 
-/// Ways to draw action tokens.
+/// Where old log-probabilities come from.
 pub(super) fn old_log_probs() -> Vec<String> {
     owned(&["recomputed", "sampled"])
 }
 
+/// Ways to draw action tokens.
 pub(super) fn noises() -> Vec<String> {
     owned(&["token", "chunk"])
 }

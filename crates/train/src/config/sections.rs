@@ -170,7 +170,8 @@ settings! {
         pub old_log_probs: String = "recomputed".into(), Check::OneOf(names::old_log_probs);
         /// Trajectories per optimiser step (SRPO: 32).
         pub mini_batch: usize = 32, COUNT;
-        /// Policy decisions per backward pass; bounds memory and does not change the gradient.
+        /// Policy decisions per backward pass; bounds memory and does not change the gradient, except for blocks that
+        /// need a whole update at once (the run says so).
         pub micro_batch: usize = 64, COUNT;
         /// Passes over the trajectories of an iteration (SRPO: 1).
         pub epochs: usize = 1, COUNT;

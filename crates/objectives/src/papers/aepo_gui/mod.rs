@@ -135,7 +135,7 @@ impl ExplorationReward {
         let Some(points) = answer.and_then(balanced_list).and_then(candidate_points) else {
             return failed(false);
         };
-        match collinear(&points, self.collinear_tolerance) {
+        match collinear(&points, self.collinear_tolerance, 0.0) {
             Some(false) => {}
             Some(true) => return failed(true),
             None => return failed(false),
@@ -208,14 +208,14 @@ pub(crate) fn coordinate(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_bool().map(|b| f64::from(u8::from(b))))
 }
 
-/// Whether any three of the points are collinear: equal cross products up to the relative tolerance, with no
-/// absolute one. `None` when there are three points and one is no number.
-pub fn collinear(points: &[Candidate], tolerance: f64) -> Option<bool> {
+/// Whether any three of the points are collinear: cross products equal up to the relative or the absolute tolerance.
+/// `None` when there are three points and one is no number.
+pub fn collinear(points: &[Candidate], relative: f64, absolute: f64) -> Option<bool> {
     if points.len() < 3 {
         return Some(false);
     }
     let points: Vec<[f64; 2]> = points.iter().map(|&[x, y]| Some([x?, y?])).collect::<Option<_>>()?;
-    let close = |a: f64, b: f64| a == b || (a - b).abs() <= tolerance * a.abs().max(b.abs());
+    let close = |a: f64, b: f64| a == b || (a - b).abs() <= (relative * a.abs().max(b.abs())).max(absolute);
     for (i, [x1, y1]) in points.iter().enumerate() {
         for (j, [x2, y2]) in points.iter().enumerate().skip(i + 1) {
             for [x3, y3] in points.iter().skip(j + 1) {

@@ -37,11 +37,12 @@ use serde::{Deserialize, Serialize};
 use super::Paper;
 use crate::advantage::members;
 use crate::aggregation::Aggregation;
-use crate::batch::{Batch, ENTROPY, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, OUTCOMES, Signals};
-use crate::block::{Advantage, Block, BlockKind, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
+use crate::batch::{Batch, GROUP_IDS, Input, LOG_PROBS, OLD_LOG_PROBS, OUTCOMES, Signals};
+use crate::block::{Advantage, Block, BlockKind, Kind, Surrogate, SurrogateLoss};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
 use crate::kl::clamp;
+use crate::regularizer::EntropyBonus;
 use crate::state::State;
 use crate::surrogate::{ClipOutcome, ClippedRatio};
 use crate::table::Table;
@@ -58,11 +59,7 @@ pub const PAPER: Paper = Paper {
     title: "More Than One Teacher: Adaptive Multi-Guidance Policy Optimization for Diverse Exploration",
     arxiv: "2510.02227",
     summary: "Groups that fail as a whole learn from the teachers whose reasoning the student understands best.",
-    blocks: &[
-        BlockKind::advantage::<MixedGroup>(),
-        BlockKind::surrogate::<MixedPolicy>(),
-        BlockKind::regularizer::<TokenMeanEntropy>(),
-    ],
+    blocks: &[BlockKind::advantage::<MixedGroup>(), BlockKind::surrogate::<MixedPolicy>()],
     recipe,
     vectors: Some(("ampo.json", 9)),
     end_to_end: None,
@@ -72,7 +69,7 @@ pub const PAPER: Paper = Paper {
 pub fn recipe() -> Composition {
     Composition::new(&MixedPolicy::default(), Aggregation::SeqMeanTokenSumNorm)
         .advantage(&MixedGroup::default())
-        .regularizer(&TokenMeanEntropy::default())
+        .regularizer(&EntropyBonus { coef: 0.001, aggregation: Some(Aggregation::TokenMean) })
 }
 
 /// Whose rewards make a group's baseline.
@@ -389,55 +386,11 @@ pub fn own_loss_logged(per_token: &Table, own: &Table, aggregation: Aggregation)
     }
 }
 
-/// -coef * entropy, as a mean over tokens whatever the surrogate's aggregation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TokenMeanEntropy {
-    /// Weight.
-    pub coef: f64,
-}
-
-impl Default for TokenMeanEntropy {
-    fn default() -> Self {
-        Self { coef: 0.001 }
-    }
-}
-
-impl Block for TokenMeanEntropy {
-    fn needs(&self) -> Vec<Input> {
-        vec![ENTROPY]
-    }
-
-    fn validate(&self) -> Result<()> {
-        if self.coef.is_finite() {
-            return Ok(());
-        }
-        Err(Error::Setting { name: "coef", got: self.coef, expected: "a finite number" })
-    }
-
-    fn describe(&self) -> String {
-        format!("-{} token-mean entropy", self.coef)
-    }
-}
-
-impl Kind for TokenMeanEntropy {
-    const KIND: &'static str = "token_mean_entropy";
-}
-
-impl Regularizer for TokenMeanEntropy {
-    fn terms(&self, batch: &Batch, _signals: &Signals, _state: &State) -> Result<Terms> {
-        Ok(Terms::Tokens((batch.tensor(ENTROPY)? * -self.coef)?))
-    }
-
-    fn aggregation(&self) -> Option<Aggregation> {
-        Some(Aggregation::TokenMean)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::block::Terms;
     use candle_core::{DType, Device, Var};
     use proptest::prelude::*;
 

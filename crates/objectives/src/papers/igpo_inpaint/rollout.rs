@@ -111,7 +111,7 @@ impl HintLayout {
             .filter(|(i, _)| !hidden.contains(i) || (self.reveal_last && i + 1 == chunks.len()))
             .map(|(_, &chunk)| chunk)
             .collect();
-        let scale = (usable as f64 / reference.len().max(1) as f64).clamp(self.min_scale, self.max_scale);
+        let scale = (usable as f64 / reference.len().max(1) as f64).min(self.max_scale).max(self.min_scale);
         let (mut response, mut generate) = (vec![mask_id; gen_length], vec![true; gen_length]);
         for (&(start, _), (to, end)) in
             revealed.iter().zip(place_chunks(&revealed, usable, scale, self.max_spacing))
@@ -141,10 +141,10 @@ pub fn place_chunks(
         let to = match before {
             None => stretch(start),
             Some((source_end, placed_end)) => {
-                placed_end + stretch(start.saturating_sub(source_end)).min(max_spacing)
+                stretch(start.saturating_sub(source_end)).min(max_spacing).saturating_add(placed_end)
             }
         };
-        let stop = (to + end.saturating_sub(start)).min(length);
+        let stop = to.saturating_add(end.saturating_sub(start)).min(length);
         if to >= stop {
             break;
         }

@@ -23,7 +23,6 @@ use crate::batch::{Batch, Input, LOG_PROBS, OLD_LOG_PROBS, Signals};
 use crate::block::{Block, Kind, Regularizer, Surrogate, SurrogateLoss, Terms};
 use crate::composition::Composition;
 use crate::error::{Error, Result};
-use crate::kl::clamp;
 use crate::state::State;
 use crate::surrogate::smaller;
 
@@ -36,9 +35,6 @@ pub const POLICY_MEANS: Input =
 /// Logarithms of standard deviations.
 pub const POLICY_LOG_STDS: Input =
     Input::new("policy_log_stds", "[B, D]", "logarithms of the policy's deviations, with gradient");
-
-/// Range of the network's log standard deviation.
-pub const LOG_STD_RANGE: (f64, f64) = (-20.0, 2.0);
 
 /// KL 1, entropy 0.2, penalties 1e-3.
 pub fn recipe() -> Composition {
@@ -184,14 +180,6 @@ pub fn squashed_log_prob(u: &Tensor, mean: &Tensor, log_std: &Tensor, squash: &S
     let slope = ((slope + cut)? + squash.epsilon)?;
     let density = (log_density.exp()? / slope)?;
     Ok(log_q(&density, 2.0 - squash.tsallis_q, squash.floor)?.sum(1)?)
-}
-
-/// Log standard deviations as the policy uses them, inside [`LOG_STD_RANGE`].
-///
-/// # Errors
-/// No memory on the device.
-pub fn clip_log_std(log_std: &Tensor) -> Result<Tensor> {
-    clamp(log_std, LOG_STD_RANGE.0, LOG_STD_RANGE.1)
 }
 
 /// r + gamma (1 - terminal) V_target(s'), elementwise; no gradient.

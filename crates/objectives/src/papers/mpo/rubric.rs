@@ -18,15 +18,11 @@ pub const SHORTEST_RATIONALE: usize = 30;
 pub struct Evolution {
     /// Updates between two rubrics, 1 or more. 10 (essays), 20 (mathematics).
     pub interval: u64,
-    /// Answers that the meta judge reads. 20, or 16 in the scripts.
-    pub samples: usize,
-    /// Most words of the refinements that are merged: 25000 tokens at 1.5 tokens per word.
-    pub max_words: f64,
 }
 
 impl Default for Evolution {
     fn default() -> Self {
-        Self { interval: 10, samples: 20, max_words: 25_000.0 / 1.5 }
+        Self { interval: 10 }
     }
 }
 

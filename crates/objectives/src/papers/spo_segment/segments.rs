@@ -46,7 +46,7 @@ pub fn segment_advantages(
         return invalid("segment_values", format!("{} for {} cutpoints", values.len(), cutpoints.len()));
     }
     let rising = cutpoints.windows(2).all(|w| w[0] < w[1]);
-    let inside = cutpoints.iter().all(|&c| c >= -1 && c + 2 <= n as i64);
+    let inside = cutpoints.iter().all(|&c| c >= -1 && c <= n as i64 - 2);
     if !(rising && inside) {
         return invalid("cutpoints", format!("{cutpoints:?} must rise inside of -1..={}", n as i64 - 2));
     }
@@ -140,6 +140,12 @@ impl Advantage for ChainSegments {
             // Cuts count the response's own tokens.
             let places: Vec<usize> = (0..mask.cols).filter(|&t| mask.row(row)[t] != 0.0).collect();
             let own: Vec<f64> = places.iter().map(|&t| old.row(row)[t]).collect();
+            if let Some(odd) = cuts.iter().find(|c| c.fract() != 0.0) {
+                return Err(Error::Invalid {
+                    what: "cutpoints",
+                    reason: format!("{odd} is no whole number"),
+                });
+            }
             let cuts: Vec<i64> = cuts.iter().map(|&c| c as i64).collect();
             let advantages = segment_advantages(&own, &cuts, values, *reward, self.threshold)?;
             places.iter().zip(advantages).for_each(|(t, a)| out.values[row * mask.cols + t] = a);

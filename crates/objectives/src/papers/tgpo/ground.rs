@@ -73,7 +73,7 @@ impl Grounding {
         }
         for inv in &self.invariances {
             let rho = inv.formula.robustness(trace, UntilLeft::Closed)?;
-            let active = rho.iter().skip(inv.start).take((inv.end + 1).saturating_sub(inv.start));
+            let active = rho.iter().skip(inv.start).take(inv.end.saturating_add(1).saturating_sub(inv.start));
             worst = active.copied().fold(worst, f64::min);
         }
         Ok(worst)
@@ -216,7 +216,11 @@ fn walk(
             walk(arg, base + tau, values, left, out)?;
         }
         Formula::Always { a, b, arg } if arg.is_state() => {
-            out.invariances.push(Invariance { formula: (**arg).clone(), start: base + a, end: base + b });
+            out.invariances.push(Invariance {
+                formula: (**arg).clone(),
+                start: base.saturating_add(*a),
+                end: base.saturating_add(*b),
+            });
         }
         Formula::Until { lhs, rhs, .. } if lhs.is_state() => {
             let tau = values.next().ok_or_else(short)?;
@@ -259,7 +263,7 @@ const MOST: usize = 10_000_000;
 pub fn best_allocation(formula: &Formula, trace: &Trace, left: UntilLeft) -> Result<Best> {
     let formula = push_negations(formula)?;
     let range = |slot: &Slot| match *slot {
-        Slot::Time { first, last } => (first, (last + 1).saturating_sub(first)),
+        Slot::Time { first, last } => (first, last.saturating_add(1).saturating_sub(first)),
         Slot::Branch { index } => (index, 1),
     };
     let branches = slots(&formula)?;

@@ -30,7 +30,7 @@ pub struct Chain {
 
 /// A value of `first..=last` from `uniform` in [0, 1).
 pub fn within(first: usize, last: usize, uniform: f64) -> usize {
-    let n = (last + 1).saturating_sub(first);
+    let n = last.saturating_add(1).saturating_sub(first);
     first + ((uniform * n as f64) as usize).min(n.saturating_sub(1))
 }
 
@@ -48,7 +48,7 @@ pub fn metropolis_hastings(
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(Error::Setting { name: "temperature", got: temperature, expected: "greater than 0" });
     }
-    let (mut now, mut now_value) = (start.to_vec(), value(start)?);
+    let (mut now, mut now_value) = (start.to_vec(), not_nan(value(start)?)?);
     let mut chain = Chain {
         states: Vec::with_capacity(proposals.len()),
         acceptance: Vec::with_capacity(proposals.len()),
@@ -63,7 +63,7 @@ pub fn metropolis_hastings(
             return Err(Error::Invalid { what: "proposal", reason });
         };
         *slot = proposal.value;
-        let next_value = value(&next)?;
+        let next_value = not_nan(value(&next)?)?;
         let probability = ((next_value - now_value) / temperature).exp().min(1.0);
         let accepted = proposal.uniform < probability;
         if accepted {
@@ -77,6 +77,14 @@ pub fn metropolis_hastings(
         chain.states.push(now.clone());
     }
     Ok(chain)
+}
+
+/// A comparison with no number would accept everything that follows.
+fn not_nan(value: f64) -> Result<f64> {
+    if value.is_nan() {
+        return Err(Error::Invalid { what: "critic value", reason: "it is no number".into() });
+    }
+    Ok(value)
 }
 
 #[cfg(test)]

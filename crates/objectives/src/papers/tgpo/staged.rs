@@ -220,8 +220,8 @@ fn distance(point: &[f64], center: &[f64]) -> Result<f64> {
     Ok(point.iter().zip(center).map(|(x, c)| (x - c) * (x - c)).sum::<f64>().sqrt())
 }
 
-/// Components of a batch of paths of one length as inputs of [`StagedReward`]: distance, subgoals reached, invariance
-/// [B, T] and success [B].
+/// Components of a batch of paths of one length, computed with all weights 1, as inputs of [`StagedReward`], which
+/// weighs them: distance, subgoals reached, invariance [B, T] and success [B].
 ///
 /// # Errors
 /// Paths of different lengths.

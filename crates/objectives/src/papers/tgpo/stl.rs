@@ -220,7 +220,10 @@ impl Formula {
         // Windows are cut off at the end of the trace.
         let window = |x: &[f64], a: usize, b: usize, start: f64, pick: fn(f64, f64) -> f64| -> Vec<f64> {
             (0..n)
-                .map(|t| x.iter().skip(t + a).take((b + 1).saturating_sub(a)).copied().fold(start, pick))
+                .map(|t| {
+                    let many = b.saturating_add(1).saturating_sub(a);
+                    x.iter().skip(t.saturating_add(a)).take(many).copied().fold(start, pick)
+                })
                 .collect()
         };
         Ok(match self {
@@ -247,11 +250,11 @@ impl Formula {
                 let (lhs, rhs) = (of(lhs)?, of(rhs)?);
                 let at = |t: usize| {
                     let (mut best, mut until) = (f64::NEG_INFINITY, f64::INFINITY);
-                    for u in t..n.min(t + b + 1) {
+                    for u in t..n.min(t.saturating_add(*b).saturating_add(1)) {
                         let before = until;
                         until = until.min(lhs[u]);
                         let held = if left == UntilLeft::Closed { until } else { before };
-                        if u >= t + a {
+                        if u - t >= *a {
                             best = best.max(rhs[u].min(held));
                         }
                     }
@@ -355,16 +358,16 @@ impl Soft<'_> {
                 self.most(&parts)
             }
             Formula::Eventually { a, b, arg } => {
-                let parts = self.window(arg, t + a, t + b)?;
+                let parts = self.window(arg, t.saturating_add(*a), t.saturating_add(*b))?;
                 self.most(&parts)
             }
             Formula::Always { a, b, arg } => {
-                let parts = self.window(arg, t + a, t + b)?;
+                let parts = self.window(arg, t.saturating_add(*a), t.saturating_add(*b))?;
                 self.least(&parts)
             }
             Formula::Until { a, b, lhs, rhs } => {
                 let mut parts = Vec::new();
-                for u in t + a..self.steps.min(t + b + 1) {
+                for u in t.saturating_add(*a)..self.steps.min(t.saturating_add(*b).saturating_add(1)) {
                     let held = match self.left {
                         UntilLeft::Closed => self.window(lhs, t, u)?,
                         UntilLeft::HalfOpen if u == t => Vec::new(),
@@ -382,7 +385,7 @@ impl Soft<'_> {
     }
 
     fn window(&mut self, formula: &Formula, from: usize, to: usize) -> Result<Vec<Tensor>> {
-        (from..self.steps.min(to + 1)).map(|t| self.at(formula, t)).collect()
+        (from..self.steps.min(to.saturating_add(1))).map(|t| self.at(formula, t)).collect()
     }
 
     fn signal(&self, name: &str, t: usize) -> Result<Tensor> {

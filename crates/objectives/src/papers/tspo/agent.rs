@@ -115,7 +115,8 @@ impl TemporalAgent {
         let hidden = self.hidden.forward(&context)?.relu()?;
         let e = (self.output.forward(&hidden)? + frames)?;
         let product = e.broadcast_mul(question)?.sum(D::Minus1)?;
-        let norm = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.sqrt();
+        // The root has no gradient at 0.
+        let norm = |x: &Tensor| (x.sqr()?.sum(D::Minus1)? + 1e-30)?.sqrt();
         let similarity = (product / (norm(&e)?.broadcast_mul(&norm(question)?)? + 1e-6)?)?;
         Ok(((similarity + clip_scores)? / temperature)?)
     }

@@ -210,7 +210,7 @@ pub fn located_share(selected: &[usize], needle: &[bool]) -> Result<f64> {
 
 /// The temperature of the scores at an update: linear from `start` to `floor`.
 pub fn score_temperature(step: f64, max_steps: f64, start: f64, floor: f64) -> f64 {
-    if max_steps > 0.0 { start - (start - floor) * step / max_steps } else { floor }
+    if max_steps > 0.0 { start - (start - floor) * step.min(max_steps) / max_steps } else { floor }
 }
 
 /// Frames per rollout: `k` where the event is known, half of it otherwise.
