@@ -63,10 +63,7 @@ fn loss(case: &Case) -> Outcome {
         weights: vec![
             Box::new(conflicts),
             Box::new(gate),
-            Box::new(GroupReduction {
-                reduction: case.param::<Option<_>>("reduction")?.unwrap_or_default(),
-                ..GroupReduction::default()
-            }),
+            Box::new(GroupReduction { reduction: case.param::<Option<_>>("reduction")?.unwrap_or_default() }),
         ],
         ..Objective::new(UnitRatio::default(), Aggregation::SeqMeanTokenMean)
     };
