@@ -19,9 +19,10 @@ mod optim;
 mod rotary;
 mod scores;
 mod simd;
+mod tape;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionMask, attention, attention_tokens};
 pub use embedding::{embedding, patchify};
 pub use error::{Error, Result};
 pub use linear::{linear, linear_act};
@@ -29,4 +30,5 @@ pub use norm::{layer_norm, rms_norm};
 pub use op::no_grad;
 pub use optim::{AdamW, AdamWConfig, GradNorm, Grads, ParamGroup, Schedule, clip_grad_norm};
 pub use rotary::RotaryTable;
+pub use tape::value_and_grad;
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};
