@@ -2,7 +2,7 @@
 
 Reads one case per line from stdin, `NAME REPEATS`, runs it that often (forward, backward and, for steps, the optimiser)
 and answers with one JSON line: {"seconds": [...]}. The first line it prints says which PyTorch this is. Shapes and
-weights are those of `benches/ops/cases.rs` and `step.rs`; keep the two in step.
+weights are those of `benches/src/cases.rs` and `step.rs`; keep the two in step.
 """
 
 import json

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, Var,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, Var,
 };
 
 use crate::float::Float;
@@ -133,7 +133,7 @@ fn backward<O: Op<N>, const N: usize>(
     }
 }
 
-fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
+pub(crate) fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
     match storage {
         Storage::Cpu(cpu) => Ok(cpu),
         _ => candle_core::bail!("{name}: only the CPU is supported"),
@@ -213,6 +213,16 @@ impl<O: Op<N>, const N: usize> tape::Backward for (Custom<O>, [(); N]) {
     }
 }
 
+/// A leaf of candle's graph that takes over `storage`.
+pub(crate) fn leaf(storage: CpuStorage, shape: Shape, device: &Device) -> Result<Tensor> {
+    let var = match storage {
+        CpuStorage::F32(data) => Var::from_vec(data, shape, device)?,
+        CpuStorage::F64(data) => Var::from_vec(data, shape, device)?,
+        _ => candle_core::bail!("only F32 and F64 go on the tape"),
+    };
+    Ok(var.into_inner())
+}
+
 /// Runs `op` and writes it on the tape; its result is a leaf for candle.
 fn taped<O: Op<N>, const N: usize>(op: O, args: [&Tensor; N]) -> Result<Tensor> {
     let (storage, shape) = {
@@ -223,19 +233,13 @@ fn taped<O: Op<N>, const N: usize>(op: O, args: [&Tensor; N]) -> Result<Tensor> 
         }
         forward(&op, std::array::from_fn(|i| storages[i]))?
     };
-    let device = args[0].device();
-    let out = match storage {
-        CpuStorage::F32(data) => Var::from_vec(data, shape, device)?,
-        CpuStorage::F64(data) => Var::from_vec(data, shape, device)?,
-        _ => candle_core::bail!("{}: only F32 and F64 are supported", O::NAME),
-    }
-    .into_inner();
+    let out = leaf(storage, shape, args[0].device())?;
     tape::record(args.map(Tensor::clone).into(), out.clone(), Box::new((Custom(op), [(); N])));
     Ok(out)
 }
 
 /// Whether to write on the tape: where there is one, on the CPU.
-fn on_tape(arg: &Tensor) -> bool {
+pub(crate) fn on_tape(arg: &Tensor) -> bool {
     tape::active() && arg.device().is_cpu()
 }
 

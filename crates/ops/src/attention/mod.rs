@@ -185,6 +185,12 @@ pub fn attention_tokens(
     let expected = format!("a divisor of {heads} with k {} wide, {d} times as much", kv_width);
     check::value(OP, "kv_heads", kv_heads, divides, &expected)?;
     check::fits(OP, ("q", q), ("k", k), batch == bk, "same B")?;
+    if !q.device().is_cpu() {
+        let apart = |x: &Tensor, t, heads| x.reshape((batch, t, heads, d))?.transpose(1, 2);
+        let (q, k, v) = (apart(q, tq, heads)?, apart(k, tk, kv_heads)?, apart(v, tk, kv_heads)?);
+        let seen = attention(&q, &k, &v, mask, key_valid, scale)?;
+        return Ok(seen.transpose(1, 2)?.reshape((batch, tq, width))?);
+    }
     let sizes = Sizes { batch, heads, kv_heads, tq, tk, d };
     apply(OP, [q, k, v], sizes, Order::Tokens, mask, key_valid, scale)
 }

@@ -1,6 +1,6 @@
 //! Single operations, forward and backward.
 
-use candle_core::{D, DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use efference_ops::{self as ops, Activation, AdamW, AdamWConfig, AttentionMask, Grads, ParamGroup};
 
 /// What cannot be avoided: multiply-adds counted as two operations, and bytes that must move.

@@ -13,7 +13,7 @@ pub struct Peer {
 
 impl Peer {
     pub fn start(python: &str, threads: usize) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/peers/torch_ops.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/torch_ops.py");
         let mut child = Command::new(python)
             .arg(script)
             .env("BENCH_THREADS", threads.to_string())

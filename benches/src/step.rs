@@ -20,9 +20,9 @@ fn trainer(store: ParamStore, loss: impl Fn() -> Tensor + 'static) -> Box<dyn Fn
     let groups = ParamGroup::split(store.trainable(), 0.01, ParamStore::decays);
     let mut optimizer = AdamW::new(groups, AdamWConfig::default()).unwrap();
     Box::new(move || {
-        let store_of_grads = loss().backward().unwrap();
-        let mut grads = Grads::from_store(&store_of_grads, store.trainable()).unwrap();
-        drop(store_of_grads);
+        let (_, found) = ops::value_and_grad(|| Ok::<_, ops::Error>(loss())).unwrap();
+        let mut grads = Grads::from_store(&found, store.trainable()).unwrap();
+        drop(found);
         ops::clip_grad_norm(&mut grads, 1.0).unwrap();
         optimizer.step(&grads, 1e-4).unwrap();
     })
