@@ -150,17 +150,21 @@ impl<T: Float> Kernel for Product<'_, T> {
                 let left = self.m - row;
                 // SAFETY: rows `row..row + R` and `cols` columns from `col` lie inside, see above.
                 row += unsafe {
-                    match (left, cols <= lanes) {
-                        (12.., false) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 2>(row, col, cols, panel),
-                        (12.., true) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
-                        (8.., false) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 2>(row, col, cols, panel),
-                        (8.., true) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 1>(row, col, cols, panel),
-                        (6.., false) => self.tile::<L, 6, 2>(row, col, cols, panel),
-                        (6.., true) => self.tile::<L, 6, 1>(row, col, cols, panel),
-                        (3.., false) => self.tile::<L, 3, 2>(row, col, cols, panel),
-                        (3.., true) => self.tile::<L, 3, 1>(row, col, cols, panel),
-                        (_, false) => self.tile::<L, 1, 2>(row, col, cols, panel),
-                        (_, true) => self.tile::<L, 1, 1>(row, col, cols, panel),
+                    match (left, cols) {
+                        // What nearly all of the time is spent in: whole tiles.
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => self.full::<L, 12, 2>(row, col, panel),
+                        (6.., _) if L::TILE_ROWS == 6 && cols == 2 * lanes => self.full::<L, 6, 2>(row, col, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == lanes => self.full::<L, 12, 1>(row, col, panel),
+                        (8.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => self.full::<L, 8, 2>(row, col, panel),
+                        (4.., _) if cols == 2 * lanes => self.full::<L, 4, 2>(row, col, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 && cols > lanes => self.tile::<L, 12, 2>(row, col, cols, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
+                        (6.., _) if cols > lanes => self.tile::<L, 6, 2>(row, col, cols, panel),
+                        (6.., _) => self.tile::<L, 6, 1>(row, col, cols, panel),
+                        (3.., _) if cols > lanes => self.tile::<L, 3, 2>(row, col, cols, panel),
+                        (3.., _) => self.tile::<L, 3, 1>(row, col, cols, panel),
+                        _ if cols > lanes => self.tile::<L, 1, 2>(row, col, cols, panel),
+                        _ => self.tile::<L, 1, 1>(row, col, cols, panel),
                     }
                 };
             }
@@ -170,18 +174,17 @@ impl<T: Float> Kernel for Product<'_, T> {
 }
 
 impl<T: Float> Product<'_, T> {
-    /// `R` rows by `V` vectors, of which `cols` columns are stored. Returns `R`.
+    /// The sums of a tile of `R` rows by `V` vectors.
     ///
     /// # Safety
     /// The tile must lie inside the product; `panel` points at its first column in the right factor.
     #[inline(always)]
-    unsafe fn tile<L: Level, const R: usize, const V: usize>(
+    unsafe fn sums<L: Level, const R: usize, const V: usize>(
         &self,
         row: usize,
         col: usize,
-        cols: usize,
         panel: *const T,
-    ) -> usize {
+    ) -> [[T::Vector<L>; V]; R] {
         let lanes = <T::Vector<L> as Vector<T>>::LANES;
         let mut acc = [[<T::Vector<L> as Vector<T>>::splat(T::ZERO); V]; R];
         if let Start::Bias(bias) = self.start {
@@ -217,8 +220,56 @@ impl<T: Float> Product<'_, T> {
                 };
             }
         }
-        // The tile leaves the registers through a buffer: a branch or a short row between here and the inner loop
-        // would make the compiler keep the accumulators in memory, at half the speed.
+        acc
+    }
+
+    /// `R` rows by `V` whole vectors. Returns `R`.
+    ///
+    /// # Safety
+    /// The tile must lie inside the product; `panel` points at its first column in the right factor.
+    #[inline(always)]
+    unsafe fn full<L: Level, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        col: usize,
+        panel: *const T,
+    ) -> usize {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        // SAFETY: granted by the caller.
+        let acc = unsafe { self.sums::<L, R, V>(row, col, panel) };
+        let add = matches!(self.start, Start::Add);
+        for (r, line) in acc.into_iter().enumerate() {
+            for (v, mut value) in line.into_iter().enumerate() {
+                // SAFETY: row + r < m and the vector's columns lie below n: the elements are the caller's, and for `Add`
+                // they hold values.
+                unsafe {
+                    let c = self.c.0.add((row + r) * self.stride + col + v * lanes);
+                    if add {
+                        value = <T::Vector<L> as Vector<T>>::load(c).plus(value);
+                    }
+                    value.store(c);
+                }
+            }
+        }
+        R
+    }
+
+    /// `R` rows by `V` vectors, of which `cols` columns are stored. Returns `R`.
+    ///
+    /// # Safety
+    /// The tile must lie inside the product; `panel` points at its first column in the right factor.
+    #[inline(always)]
+    unsafe fn tile<L: Level, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        col: usize,
+        cols: usize,
+        panel: *const T,
+    ) -> usize {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        // SAFETY: granted by the caller.
+        let acc = unsafe { self.sums::<L, R, V>(row, col, panel) };
+        // A short row leaves through a buffer.
         let mut buffer = [[T::ZERO; WIDEST]; R];
         for (buffer, line) in buffer.iter_mut().zip(&acc) {
             for (v, &value) in line.iter().enumerate() {
@@ -439,6 +490,37 @@ pub(crate) fn add_in_order<T: Float>(partial: Vec<Vec<T>>, n: usize) -> Vec<T> {
 mod tests {
     use super::*;
     use crate::simd::tests::{available, with_isa};
+
+    /// `cargo test --release -p efference-ops --lib -- --ignored rate --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn rate() {
+        for (m, n, k) in [(96, 768, 768), (96, 768, 2048), (96, 2048, 768), (96, 256, 256), (48, 64, 64)] {
+            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+            let (left, right) = (numbers(m * k), numbers(k * n));
+            let packed = pack(&right, k, n, n, 1);
+            let mut c = vec![0f32; m * n];
+            let flops = 2.0 * (m * n * k) as f64;
+            let times = (2e10 / flops) as usize;
+            let mut best = f64::INFINITY;
+            for transposed in [false, true] {
+                for _ in 0..5 {
+                    let start = std::time::Instant::now();
+                    for _ in 0..times / 5 {
+                        let left = if transposed { Left::transposed(&left, m) } else { Left::rows(&left, k) };
+                        let right = Right::packed(&packed, k);
+                        // SAFETY: `c` is ours and holds m rows of n.
+                        unsafe {
+                            Product { m, n, k, left, right, c: Target::of(&mut c), stride: n, start: Start::Zero }.write();
+                        }
+                    }
+                    best = best.min(start.elapsed().as_secs_f64() / (times / 5) as f64);
+                }
+                println!("{m}x{n}x{k} transposed {transposed}: {:.1} GFLOP/s", flops / best / 1e9);
+                best = f64::INFINITY;
+            }
+        }
+    }
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
