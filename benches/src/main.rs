@@ -132,7 +132,7 @@ fn main() {
     println!("| case | ours, ms | PyTorch, ms | ratio | floor, ms |\n|---|---|---|---|---|");
     let mut headline = Vec::new();
     for case in cases::all().into_iter().chain(step::all()) {
-        if options.only.as_ref().is_some_and(|word| !case.name.contains(word.as_str())) {
+        if options.only.as_ref().is_some_and(|word| !case.label.contains(word.as_str())) {
             continue;
         }
         let Measured { ours, theirs, ratio } = measure(&case, &mut peer, options.rounds);

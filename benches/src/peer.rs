@@ -36,7 +36,8 @@ impl Peer {
         writeln!(self.to, "{case} {repeats}").unwrap();
         self.to.flush().unwrap();
         let answer = self.answer();
-        let seconds: Vec<f64> = answer["seconds"].as_array().unwrap().iter().filter_map(|s| s.as_f64()).collect();
+        let seconds: Vec<f64> =
+            answer["seconds"].as_array().unwrap().iter().filter_map(|s| s.as_f64()).collect();
         assert_eq!(seconds.len(), repeats, "PyTorch ran {case} another number of times");
         seconds
     }

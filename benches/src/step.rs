@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 use efference_nets::llama::{Llama, Sight};
-use efference_nets::{ParamStore, Placeholders, SpecialIds, TextConfig, Vla, VlaConfig, VlaInput, action_nll};
+use efference_nets::{
+    ParamStore, Placeholders, SpecialIds, TextConfig, Vla, VlaConfig, VlaInput, action_nll,
+};
 use efference_ops::{self as ops, AdamW, AdamWConfig, AttentionMask, Grads, ParamGroup};
 
 use crate::cases::{Case, Floor, ids, numbers};

@@ -32,5 +32,5 @@ pub use op::no_grad;
 pub use optim::{AdamW, AdamWConfig, GradNorm, Grads, ParamGroup, Schedule, clip_grad_norm};
 pub use residual::add;
 pub use rotary::RotaryTable;
-pub use tape::value_and_grad;
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};
+pub use tape::value_and_grad;

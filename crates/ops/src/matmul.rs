@@ -152,12 +152,22 @@ impl<T: Float> Kernel for Product<'_, T> {
                 row += unsafe {
                     match (left, cols) {
                         // What nearly all of the time is spent in: whole tiles.
-                        (12.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => self.full::<L, 12, 2>(row, col, panel),
-                        (6.., _) if L::TILE_ROWS == 6 && cols == 2 * lanes => self.full::<L, 6, 2>(row, col, panel),
-                        (12.., _) if L::TILE_ROWS >= 12 && cols == lanes => self.full::<L, 12, 1>(row, col, panel),
-                        (8.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => self.full::<L, 8, 2>(row, col, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => {
+                            self.full::<L, 12, 2>(row, col, panel)
+                        }
+                        (6.., _) if L::TILE_ROWS == 6 && cols == 2 * lanes => {
+                            self.full::<L, 6, 2>(row, col, panel)
+                        }
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == lanes => {
+                            self.full::<L, 12, 1>(row, col, panel)
+                        }
+                        (8.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => {
+                            self.full::<L, 8, 2>(row, col, panel)
+                        }
                         (4.., _) if cols == 2 * lanes => self.full::<L, 4, 2>(row, col, panel),
-                        (12.., _) if L::TILE_ROWS >= 12 && cols > lanes => self.tile::<L, 12, 2>(row, col, cols, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 && cols > lanes => {
+                            self.tile::<L, 12, 2>(row, col, cols, panel)
+                        }
                         (12.., _) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
                         (6.., _) if cols > lanes => self.tile::<L, 6, 2>(row, col, cols, panel),
                         (6.., _) => self.tile::<L, 6, 1>(row, col, cols, panel),
@@ -320,28 +330,26 @@ unsafe fn step<T: Float, Vec: Vector<T>, const R: usize, const V: usize>(
 /// Packs the [k, n] matrix whose element (p, j) is `data[p * row + j * col]` into panels, the last
 /// one filled up with zeros.
 pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: usize) -> Vec<T> {
-    let mut packed = vec![T::ZERO; k * n.next_multiple_of(T::PANEL)];
-    pack_into(&mut packed, data, k, n, row, col);
-    packed
+    let fill = |packed: &mut [MaybeUninit<T>]| pack_into(packed, data, k, n, row, col);
+    // SAFETY: `pack_into` writes all of it.
+    unsafe { build(k * n.next_multiple_of(T::PANEL), fill) }
 }
 
-/// [`pack`] into a buffer of the right size, on several threads when it is large.
-pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
+/// [`pack`] into a buffer of the right size, all of which it writes; on several threads when it is large.
+pub(crate) fn pack_into<T: Float>(
+    packed: &mut [MaybeUninit<T>],
+    data: &[T],
+    k: usize,
+    n: usize,
+    row: usize,
+    col: usize,
+) {
     if k == 0 || n == 0 {
         return;
     }
-    let one = |(panel, out): (usize, &mut [T])| {
+    let one = |(panel, out): (usize, &mut [MaybeUninit<T>])| {
         let first = panel * T::PANEL;
-        let cols = (n - first).min(T::PANEL);
-        if col == 1 {
-            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
-                let start = p * row + first;
-                out[..cols].copy_from_slice(&data[start..start + cols]);
-                out[cols..].fill(T::ZERO);
-            }
-        } else {
-            transpose_into(out, &data[first * col..], k, cols, row, col);
-        }
+        dispatch(PackPanel { data: &data[first * col..], cols: (n - first).min(T::PANEL), row, col, out });
     };
     if k * n >= 1 << 15 {
         packed.par_chunks_mut(k * T::PANEL).enumerate().for_each(one);
@@ -350,21 +358,60 @@ pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usi
     }
 }
 
-/// One panel from columns that lie `col` apart.
-fn transpose_into<T: Float>(out: &mut [T], data: &[T], k: usize, cols: usize, row: usize, col: usize) {
-    // In squares of 8: reads and writes both stay within a few cache lines.
-    for p0 in (0..k).step_by(8) {
-        let steps = (k - p0).min(8);
-        for j in 0..cols {
-            let column = &data[j * col..];
-            for p in p0..p0 + steps {
-                out[p * T::PANEL + j] = column[p * row];
+/// One panel, all of which is written.
+struct PackPanel<'a, T> {
+    data: &'a [T],
+    cols: usize,
+    row: usize,
+    col: usize,
+    out: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Float> Kernel for PackPanel<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { data, cols, row, col, out } = self;
+        if col == 1 {
+            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
+                let line = &data[p * row..][..cols];
+                if cols == T::PANEL {
+                    // A constant length: a few vector moves instead of a call.
+                    for (out, &x) in out.iter_mut().zip(&line[..T::PANEL]) {
+                        out.write(x);
+                    }
+                } else {
+                    for (out, &x) in out.iter_mut().zip(line) {
+                        out.write(x);
+                    }
+                    out[cols..].fill(MaybeUninit::new(T::ZERO));
+                }
             }
+            return;
         }
-    }
-    if cols < T::PANEL {
-        for line in out.chunks_exact_mut(T::PANEL) {
-            line[cols..].fill(T::ZERO);
+        // Columns that lie apart, in squares of 16: reads and writes both stay within a few cache lines.
+        const SIDE: usize = 16;
+        let k = out.len() / T::PANEL;
+        for (square, out) in out.chunks_mut(SIDE * T::PANEL).enumerate() {
+            let p0 = square * SIDE;
+            for j in 0..cols {
+                let column = &data[j * col + p0 * row..];
+                if row == 1 && p0 + SIDE <= k {
+                    let column = &column[..SIDE];
+                    for p in 0..SIDE {
+                        out[p * T::PANEL + j].write(column[p]);
+                    }
+                } else {
+                    for p in 0..(k - p0).min(SIDE) {
+                        out[p * T::PANEL + j].write(column[p * row]);
+                    }
+                }
+            }
+            if cols < T::PANEL {
+                for line in out.chunks_exact_mut(T::PANEL) {
+                    line[cols..].fill(MaybeUninit::new(T::ZERO));
+                }
+            }
         }
     }
 }
@@ -381,9 +428,10 @@ pub(crate) unsafe fn build<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     data
 }
 
-/// Rows a task takes: enough tasks for every thread, in whole tiles, at most 96.
+/// Rows a task takes, in whole tiles: small enough that no thread waits long for the last task, large enough that a
+/// panel of the right factor is used several times while it is in the cache.
 fn block_rows(rows: usize) -> usize {
-    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(12).clamp(12, 96)
+    rows.div_ceil(16 * rayon::current_num_threads()).next_multiple_of(12).clamp(12, 96)
 }
 
 /// c[m, n] = left[m, k] * right[k, n] (+ bias), parallel over rows. `done(first_row, rows)` is called
@@ -428,7 +476,7 @@ pub(crate) fn outer_sum<T: Float>(y: &[T], x: &[T], rows: usize, o: usize, i: us
     let in_place = i.is_multiple_of(T::PANEL);
     let packed = if in_place { Vec::new() } else { pack(x, rows, i, i, 1) };
     let threads = rayon::current_num_threads();
-    let stripe = if o >= 96 * threads { 48 } else { o.div_ceil(2 * threads).next_multiple_of(12) };
+    let stripe = o.div_ceil(16 * threads).next_multiple_of(12).clamp(24, 48);
     let fill = |out: &mut [MaybeUninit<T>]| {
         out.par_chunks_mut(stripe * i).enumerate().for_each(|(s, out)| {
             let m = out.len() / i;
@@ -511,7 +559,17 @@ mod tests {
                         let right = Right::packed(&packed, k);
                         // SAFETY: `c` is ours and holds m rows of n.
                         unsafe {
-                            Product { m, n, k, left, right, c: Target::of(&mut c), stride: n, start: Start::Zero }.write();
+                            Product {
+                                m,
+                                n,
+                                k,
+                                left,
+                                right,
+                                c: Target::of(&mut c),
+                                stride: n,
+                                start: Start::Zero,
+                            }
+                            .write();
                         }
                     }
                     best = best.min(start.elapsed().as_secs_f64() / (times / 5) as f64);
@@ -519,6 +577,31 @@ mod tests {
                 println!("{m}x{n}x{k} transposed {transposed}: {:.1} GFLOP/s", flops / best / 1e9);
                 best = f64::INFINITY;
             }
+        }
+        for (rows, o, i) in
+            [(1024, 768, 768), (1024, 2048, 768), (1024, 768, 2048), (2048, 256, 688), (2048, 688, 256)]
+        {
+            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+            let (y, x, w) = (numbers(rows * o), numbers(rows * i), numbers(o * i));
+            let flops = 2.0 * (rows * o * i) as f64;
+            let rate = |f: &dyn Fn()| {
+                let best = (0..12).map(|_| {
+                    let start = std::time::Instant::now();
+                    f();
+                    start.elapsed().as_secs_f64()
+                });
+                flops / best.fold(f64::INFINITY, f64::min) / 1e9
+            };
+            let sum = rate(&|| drop(outer_sum(&y, &x, rows, o, i)));
+            let product = rate(&|| {
+                let packed = pack(&w, i, o, 1, i);
+                drop(multiply((rows, o, i), Left::rows(&x, i), Right::packed(&packed, i), None, |_, _| ()));
+            });
+            let packing = rate(&|| drop(pack(&w, i, o, 1, i)));
+            println!(
+                "{rows}x{o}x{i}: outer {sum:.1}, x W^T {product:.1} GFLOP/s, packing {:.1}%",
+                product / packing * 100.0
+            );
         }
     }
 

@@ -19,11 +19,13 @@ fn sum<T: Float>(x: &[T], y: &[T]) -> Vec<T> {
     // SAFETY: every element is written.
     unsafe {
         build(x.len(), |out| {
-            out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK)).for_each(|((out, x), y)| {
-                for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {
-                    out.write(x + y);
-                }
-            });
+            out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK)).for_each(
+                |((out, x), y)| {
+                    for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {
+                        out.write(x + y);
+                    }
+                },
+            );
         })
     }
 }
@@ -40,7 +42,8 @@ impl CustomOp2 for Add {
         y: &CpuStorage,
         y_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (Some((a, b)), Some((c, d))) = (x_layout.contiguous_offsets(), y_layout.contiguous_offsets()) else {
+        let (Some((a, b)), Some((c, d))) = (x_layout.contiguous_offsets(), y_layout.contiguous_offsets())
+        else {
             candle_core::bail!("add: argument is not contiguous")
         };
         let data = match (x, y) {

@@ -27,7 +27,8 @@ pub(crate) enum Sum {
 
 /// What a record does when its result's gradient is complete: gradients of its arguments, in their order.
 pub(crate) trait Backward {
-    fn backward(&self, args: &[Tensor], out: &Tensor, grad: &Tensor) -> candle_core::Result<Vec<Option<Sum>>>;
+    fn backward(&self, args: &[Tensor], out: &Tensor, grad: &Tensor)
+    -> candle_core::Result<Vec<Option<Sum>>>;
 }
 
 struct Record {
@@ -209,7 +210,8 @@ impl InplaceOp2 for AddInPlace {
                 sum.iter_mut().zip(term).for_each(|(sum, &term)| *sum += term);
             });
         }
-        let (Some((a, b)), Some((c, d))) = (sum_layout.contiguous_offsets(), term_layout.contiguous_offsets())
+        let (Some((a, b)), Some((c, d))) =
+            (sum_layout.contiguous_offsets(), term_layout.contiguous_offsets())
         else {
             candle_core::bail!("add_in_place: a gradient is not contiguous")
         };

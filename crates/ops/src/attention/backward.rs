@@ -9,7 +9,7 @@ use super::forward::{Packed, columns, rows, starts};
 use super::mask::Sight;
 use super::{Attention, KEYS, QUERIES, Sizes, product};
 use crate::float::{Float, sum_of2};
-use crate::matmul::{Left, Right, Start, Target, pack_into};
+use crate::matmul::{Left, Right, Start, Target, pack};
 use crate::simd::{Kernel, Level, dispatch};
 
 /// Scores and their gradients of a block: turns `scores` into probabilities P and `grads` (gradients of P) into
@@ -31,7 +31,9 @@ impl<T: Float> Kernel for Softmax<'_, T> {
     fn run<L: Level>(self) {
         let width = self.keys.len();
         let rows = self.scores.chunks_exact_mut(KEYS).zip(self.grads.chunks_exact_mut(KEYS));
-        for (((i, (row, grads)), &log_sum), &along) in self.queries.zip(rows).zip(self.log_sums).zip(self.along) {
+        for (((i, (row, grads)), &log_sum), &along) in
+            self.queries.zip(rows).zip(self.log_sums).zip(self.along)
+        {
             let (row, grads) = (&mut row[..width], &mut grads[..width]);
             if log_sum == T::NEG_INFINITY {
                 row.fill(T::ZERO);
@@ -65,7 +67,8 @@ impl<T: Float> Kernel for Along<'_, T> {
     #[inline(always)]
     fn run<L: Level>(self) {
         for (i, along) in self.along.iter_mut().enumerate() {
-            let (out, grad) = (&self.out[i * self.stride..][..self.d], &self.grad[i * self.stride..][..self.d]);
+            let (out, grad) =
+                (&self.out[i * self.stride..][..self.d], &self.grad[i * self.stride..][..self.d]);
             *along = sum_of2(out, grad, |out, grad| out * grad);
         }
     }
@@ -81,8 +84,7 @@ fn right<'a, T: Float>(
     if d.is_multiple_of(T::PANEL) {
         return Right::in_place(data, row);
     }
-    buffer.resize(count * d.next_multiple_of(T::PANEL), T::ZERO);
-    pack_into(buffer, data, count, d, row, 1);
+    *buffer = pack(data, count, d, row, 1);
     Right::packed(buffer, count)
 }
 
@@ -100,14 +102,26 @@ pub(super) fn run<T: Float>(
     let keys = Packed::new(k, &starts, (d, tk), (1, kv_rows.row));
     let values = Packed::new(v, &starts, (d, tk), (1, kv_rows.row));
     let key_rows = Packed::new(k, &starts, (tk, d), (kv_rows.row, 1));
-    let mut grads = [vec![T::ZERO; q.len()], vec![T::ZERO; k.len()], vec![T::ZERO; v.len()]];
-    let [dq, dk, dv] = grads.each_mut().map(|grad| Target::of(grad));
+    let mut grads = [q, k, v].map(|x| Vec::with_capacity(x.len()));
+    let [dq, dk, dv] = grads.each_mut().map(|grad: &mut Vec<T>| Target::uninit(grad.spare_capacity_mut()));
     (0..batch * kv_heads).into_par_iter().for_each(|at| {
         let sample = at / kv_heads;
         let sight = Sight::new(&attention.mask, &attention.key_valid, sample, tq, tk);
         let (mut scores, mut grads) = (vec![T::ZERO; QUERIES * KEYS], vec![T::ZERO; QUERIES * KEYS]);
         let mut along = vec![T::ZERO; QUERIES];
         let (mut q_buffer, mut grad_buffer) = (Vec::new(), Vec::new());
+        // SAFETY: these rows are this task's own, see below.
+        unsafe {
+            for row in 0..tk {
+                dk.add(starts[at] + row * kv_rows.row).0.write_bytes(0, d);
+                dv.add(starts[at] + row * kv_rows.row).0.write_bytes(0, d);
+            }
+            for head in (0..group).map(|head| at % kv_heads * group + head) {
+                for row in 0..tq {
+                    dq.add(q_rows.start(sample, head) + row * q_rows.row).0.write_bytes(0, d);
+                }
+            }
+        }
         for (head, first) in (0..group)
             .map(|head| at % kv_heads * group + head)
             .flat_map(|head| (0..tq).step_by(QUERIES).map(move |first| (head, first)))
@@ -125,7 +139,13 @@ pub(super) fn run<T: Float>(
                 // SAFETY: both buffers are this task's own and hold QUERIES rows of KEYS.
                 unsafe {
                     let size = (count, width, d);
-                    product(size, Left::rows(q, q_rows.row), columns(keys.head(at), d, key), (s, KEYS), Start::Zero);
+                    product(
+                        size,
+                        Left::rows(q, q_rows.row),
+                        columns(keys.head(at), d, key),
+                        (s, KEYS),
+                        Start::Zero,
+                    );
                     let right = columns(values.head(at), d, key);
                     product(size, Left::rows(grad, q_rows.row), right, (g, KEYS), Start::Zero);
                 }
@@ -141,7 +161,7 @@ pub(super) fn run<T: Float>(
                 });
                 let to = starts[at] + key * kv_rows.row;
                 // SAFETY: dk and dv at this task's key-value head and dq at its query heads are written by no other
-                // task; the targets lie inside the gradients, which hold values (zeros at first).
+                // task; the targets lie inside the gradients, which hold values (zeros from above at first).
                 unsafe {
                     let (p, ds) = (Left::transposed(&scores, KEYS), Left::transposed(&grads, KEYS));
                     product((width, d, count), p, grad_right, (dv.add(to), kv_rows.row), Start::Add);
@@ -153,5 +173,9 @@ pub(super) fn run<T: Float>(
             }
         }
     });
+    for (grad, x) in grads.iter_mut().zip([q, k, v]) {
+        // SAFETY: the tasks have written every row of every head.
+        unsafe { grad.set_len(x.len()) };
+    }
     grads
 }

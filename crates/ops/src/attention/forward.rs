@@ -1,6 +1,7 @@
 //! Forward: a task takes some blocks of queries of one head and goes over the keys.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -8,7 +9,7 @@ use rayon::prelude::*;
 use super::mask::Sight;
 use super::{Attention, KEYS, QUERIES, Sizes, product};
 use crate::float::{Float, max, sum};
-use crate::matmul::{Left, Right, Start, Target, pack_into};
+use crate::matmul::{Left, Right, Start, Target, build, pack_into};
 use crate::simd::{Kernel, Level, dispatch};
 
 /// Right factors of all key-value heads, packed once: keys as [Dh, Tk], values as [Tk, Dh].
@@ -26,11 +27,13 @@ impl<T: Float> Packed<T> {
         (row, column): (usize, usize),
     ) -> Self {
         let head = rows * columns.next_multiple_of(T::PANEL);
-        let mut packed = vec![T::ZERO; starts.len() * head];
-        packed.par_chunks_mut(head).zip(starts).for_each(|(packed, &start)| {
-            pack_into(packed, &data[start..], rows, columns, row, column);
-        });
-        Self { data: packed, head }
+        let fill = |packed: &mut [MaybeUninit<T>]| {
+            packed.par_chunks_mut(head).zip(starts).for_each(|(packed, &start)| {
+                pack_into(packed, &data[start..], rows, columns, row, column);
+            });
+        };
+        // SAFETY: `pack_into` writes all of it.
+        Self { data: unsafe { build(starts.len() * head, fill) }, head }
     }
 
     pub fn head(&self, head: usize) -> &[T] {
@@ -120,12 +123,11 @@ impl<T: Float> Kernel for Finish<'_, T> {
     fn run<L: Level>(self) {
         let Running { top, total, sums, .. } = self.running;
         for i in 0..self.count {
-            // SAFETY: row i of the block lies in the result, and only this task writes it.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(i * self.stride), self.d) };
             let seen = total[i] > T::ZERO;
             let inverse = if seen { T::ONE / total[i] } else { T::ZERO };
-            for (out, &sum) in out.iter_mut().zip(&sums[i * self.d..][..self.d]) {
-                *out = sum * inverse;
+            for (j, &sum) in sums[i * self.d..][..self.d].iter().enumerate() {
+                // SAFETY: row i of the block lies in the result, and only this task writes it.
+                unsafe { self.out.0.add(i * self.stride + j).write(sum * inverse) };
             }
             self.log_sums[i] = if seen { top[i] + Float::ln(total[i]) } else { T::NEG_INFINITY };
         }
@@ -139,16 +141,18 @@ pub(super) fn run<T: Float>(attention: &Attention, q: &[T], k: &[T], v: &[T]) ->
     let starts = starts(attention);
     let keys = Packed::new(k, &starts, (d, tk), (1, kv_rows.row));
     let values = Packed::new(v, &starts, (tk, d), (kv_rows.row, 1));
-    let mut out = vec![T::ZERO; batch * heads * tq * d];
+    let mut out: Vec<T> = Vec::with_capacity(batch * heads * tq * d);
     let mut log_sums = vec![T::ZERO; batch * heads * tq];
-    let target = Target::of(&mut out);
+    let target = Target::uninit(out.spare_capacity_mut());
     // Few heads and long rows: several tasks per head, each of some blocks.
     let wanted = (4 * rayon::current_num_threads()).div_ceil(batch * heads);
     let task = tq.div_ceil(QUERIES).div_ceil(wanted) * QUERIES;
     let tasks: Vec<(usize, &mut [T])> = log_sums
         .chunks_mut(tq)
         .enumerate()
-        .flat_map(|(at, rows)| rows.chunks_mut(task).enumerate().map(move |(part, rows)| (at * tq + part * task, rows)))
+        .flat_map(|(at, rows)| {
+            rows.chunks_mut(task).enumerate().map(move |(part, rows)| (at * tq + part * task, rows))
+        })
         .collect();
     tasks.into_par_iter().for_each(|(first, log_sums)| {
         let (at, first) = (first / tq, first % tq);
@@ -198,5 +202,7 @@ pub(super) fn run<T: Float>(attention: &Attention, q: &[T], k: &[T], v: &[T]) ->
             dispatch(Finish { running: &running, count, d, out, stride: q_rows.row, log_sums });
         }
     });
+    // SAFETY: the tasks have written every row of every head.
+    unsafe { out.set_len(batch * heads * tq * d) };
     (out, log_sums)
 }

@@ -32,7 +32,13 @@ impl AttentionMask {
             }
             Self::Blocks(ids) | Self::CausalSegments(ids) => {
                 let fits = ids.len() == tk && tq == tk;
-                check::value(op, "mask", format!("{} ids for Tq {tq}, Tk {tk}", ids.len()), fits, "Tq = Tk ids")
+                check::value(
+                    op,
+                    "mask",
+                    format!("{} ids for Tq {tq}, Tk {tk}", ids.len()),
+                    fits,
+                    "Tq = Tk ids",
+                )
             }
         }
     }
@@ -60,7 +66,9 @@ impl<'a> Sight<'a> {
     pub fn end(&self, queries: &Range<usize>) -> usize {
         match self.mask {
             AttentionMask::Full | AttentionMask::Blocks(_) => self.tk,
-            AttentionMask::Causal | AttentionMask::CausalSegments(_) => (queries.end + self.offset).min(self.tk),
+            AttentionMask::Causal | AttentionMask::CausalSegments(_) => {
+                (queries.end + self.offset).min(self.tk)
+            }
             AttentionMask::Prefix(prefix) => (queries.end + self.offset).max(*prefix).min(self.tk),
         }
     }
