@@ -7,12 +7,14 @@
 mod activation;
 mod attention;
 mod check;
+mod checkpoint;
 mod embedding;
 mod error;
 mod float;
 pub mod host;
 mod linear;
 mod matmul;
+pub mod memory;
 mod norm;
 mod op;
 mod optim;
@@ -22,6 +24,7 @@ mod simd;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
 pub use attention::{AttentionMask, attention};
+pub use checkpoint::checkpoint;
 pub use embedding::{embedding, patchify};
 pub use error::{Error, Result};
 pub use linear::{linear, linear_act};
