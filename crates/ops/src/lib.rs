@@ -30,6 +30,9 @@ pub use error::{Error, Result};
 pub use linear::{linear, linear_act};
 pub use norm::{layer_norm, rms_norm};
 pub use op::no_grad;
-pub use optim::{AdamW, AdamWConfig, GradNorm, Grads, ParamGroup, Schedule, clip_grad_norm};
+pub use optim::{
+    Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Ema, EmaConfig, GradNorm, Grads, Optimizer,
+    OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
+};
 pub use rotary::RotaryTable;
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};

@@ -219,7 +219,7 @@ impl InplaceOp1 for Scale {
 }
 
 /// Sum of squares of a slice in f64.
-struct Squares<'a, T>(&'a [T]);
+pub(super) struct Squares<'a, T>(pub &'a [T]);
 
 impl<T: Float> Kernel for Squares<'_, T> {
     type Output = f64;
