@@ -18,12 +18,14 @@ pub mod memory;
 mod norm;
 mod op;
 mod optim;
+mod residual;
 mod rotary;
 mod scores;
 mod simd;
+mod tape;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionMask, attention, attention_tokens};
 pub use checkpoint::checkpoint;
 pub use embedding::{embedding, patchify};
 pub use error::{Error, Result};
@@ -34,5 +36,7 @@ pub use optim::{
     Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Ema, EmaConfig, GradNorm, Grads, Optimizer,
     OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
 };
+pub use residual::add;
 pub use rotary::RotaryTable;
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};
+pub use tape::value_and_grad;

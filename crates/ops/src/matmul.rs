@@ -99,6 +99,14 @@ impl<T> Target<T> {
     pub fn uninit(data: &mut [MaybeUninit<T>]) -> Self {
         Target(data.as_mut_ptr().cast())
     }
+    /// The place `count` elements further on.
+    ///
+    /// # Safety
+    /// It must lie inside the same allocation.
+    pub unsafe fn add(self, count: usize) -> Self {
+        // SAFETY: granted by the caller.
+        Target(unsafe { self.0.add(count) })
+    }
 }
 
 impl<T: Float> Product<'_, T> {
