@@ -139,7 +139,7 @@ fn step(net: &Decoder, adamw: &mut AdamW, batch: usize, forget: bool) -> Step {
 fn main() {
     host::prepare();
     let batches: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    let batches = if batches.is_empty() { vec![1, 2, 4] } else { batches };
+    let batches = if batches.is_empty() { vec![1, 4, 8] } else { batches };
     let net = Decoder::new();
     let groups = ParamGroup::split(net.trainable(), 0.0, |_, _| true);
     let mut adamw = AdamW::new(groups, AdamWConfig::default()).unwrap();
