@@ -7,12 +7,14 @@
 mod activation;
 mod attention;
 mod check;
+mod checkpoint;
 mod embedding;
 mod error;
 mod float;
 pub mod host;
 mod linear;
 mod matmul;
+pub mod memory;
 mod norm;
 mod op;
 mod optim;
@@ -24,12 +26,16 @@ mod tape;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
 pub use attention::{AttentionMask, attention, attention_tokens};
+pub use checkpoint::checkpoint;
 pub use embedding::{embedding, patchify};
 pub use error::{Error, Result};
 pub use linear::{linear, linear_act};
 pub use norm::{layer_norm, rms_norm};
 pub use op::no_grad;
-pub use optim::{AdamW, AdamWConfig, GradNorm, Grads, ParamGroup, Schedule, clip_grad_norm};
+pub use optim::{
+    Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Ema, EmaConfig, GradNorm, Grads, Optimizer,
+    OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
+};
 pub use residual::add;
 pub use rotary::RotaryTable;
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};

@@ -22,14 +22,24 @@ thread_local! {
 /// Holds for the calling thread. candle's own operations still record when one of their arguments is
 /// a `Var`; call `detach` on those.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
+    set_grad(false, f)
+}
+
+/// Runs `f` with recording switched on or off.
+pub(crate) fn set_grad<R>(on: bool, f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
             GRAD.set(self.0);
         }
     }
-    let _restore = Restore(GRAD.replace(false));
+    let _restore = Restore(GRAD.replace(on));
     f()
+}
+
+/// Whether this thread records, see [`no_grad`].
+pub(crate) fn grad_is_on() -> bool {
+    GRAD.get()
 }
 
 /// A contiguous argument.
@@ -117,10 +127,12 @@ fn backward<O: Op<N>, const N: usize>(
         }
         let out_view = view(O::NAME, cpu_storage(O::NAME, &out_held.0)?, out_held.1)?;
         let grad_view = view(O::NAME, cpu_storage(O::NAME, &grad_held.0)?, grad_held.1)?;
-        let grads = op.backward::<T>(views, out_view, grad_view, args.map(Tensor::track_op));
+        let needs = args.map(Tensor::track_op);
+        let grads = op.backward::<T>(views, out_view, grad_view, needs);
         let mut tensors = [const { None }; N];
-        for ((slot, data), arg) in tensors.iter_mut().zip(grads).zip(args) {
-            if let Some(data) = data {
+        for (((slot, data), arg), needed) in tensors.iter_mut().zip(grads).zip(args).zip(needs) {
+            // What nobody wants would still be added up and kept by candle.
+            if let Some(data) = data.filter(|_| needed) {
                 *slot = Some(Tensor::from_vec(data, arg.shape(), arg.device())?);
             }
         }

@@ -16,7 +16,6 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Shape, Tensor, TensorId};
 use rayon::prelude::*;
 
-use crate::Result;
 use crate::float::Float;
 
 /// A gradient on its way: ours alone, or memory that others may hold too.
@@ -31,10 +30,10 @@ pub(crate) trait Backward {
     -> candle_core::Result<Vec<Option<Sum>>>;
 }
 
-struct Record {
-    args: Vec<Tensor>,
+pub(crate) struct Record {
+    pub(crate) args: Vec<Tensor>,
     /// A `Var`, so a leaf for candle.
-    out: Tensor,
+    pub(crate) out: Tensor,
     op: Box<dyn Backward>,
 }
 
@@ -79,6 +78,27 @@ impl Drop for Guard {
     }
 }
 
+/// What `f` returns, and the records it made, which go on no other tape.
+pub(crate) fn recorded<R, E>(
+    f: impl FnOnce() -> std::result::Result<R, E>,
+) -> std::result::Result<(R, Vec<Record>), E> {
+    let guard = Guard::new();
+    let result = f()?;
+    Ok((result, guard.take()))
+}
+
+/// Runs `f` as if there were no tape: what it computes goes into candle's graph.
+pub(crate) fn suspended<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(Vec<Vec<Record>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TAPES.set(std::mem::take(&mut self.0));
+        }
+    }
+    let _restore = Restore(TAPES.take());
+    f()
+}
+
 /// The scalar that `f` returns and the gradients of every `Var` it depends on, keyed as `Tensor::backward` would key
 /// them. Use this, not `backward`, on what was computed inside `f`: results of our operations are leaves for candle
 /// there.
@@ -90,14 +110,28 @@ pub fn value_and_grad<E: From<crate::Error>>(
 ) -> std::result::Result<(Tensor, GradStore), E> {
     let guard = Guard::new();
     let loss = f()?;
-    let grads = backward(guard.take(), &loss)?;
-    Ok((loss.detach(), grads))
+    let one = loss.ones_like().map_err(crate::Error::from)?;
+    let sums = backward(guard.take(), &loss, Sum::Own(one)).map_err(crate::Error::from)?;
+    let mut store = GradStore::default();
+    for (id, sum) in sums {
+        let grad = match sum {
+            Sum::Own(grad) => grad,
+            // Whoever gets it may add to it in place.
+            Sum::Shared(grad) => grad.copy().map_err(crate::Error::from)?.detach(),
+        };
+        store.insert_id(id, grad);
+    }
+    Ok((loss.detach(), store))
 }
 
-fn backward(tape: Vec<Record>, loss: &Tensor) -> Result<GradStore> {
+/// Gradients of all leaves behind `to`, whose own is `grad`. Each record is dropped as soon as it has been used.
+pub(crate) fn backward(
+    tape: Vec<Record>,
+    to: &Tensor,
+    grad: Sum,
+) -> candle_core::Result<HashMap<TensorId, Sum>> {
     let mut sums = HashMap::new();
-    let one = loss.ones_like()?;
-    pull(loss, Sum::Own(one), &mut sums)?;
+    pull(to, grad, &mut sums)?;
     for Record { args, out, op } in tape.into_iter().rev() {
         let Some(grad) = sums.remove(&out.id()) else { continue };
         let grad = grad.into_tensor().contiguous()?;
@@ -111,11 +145,7 @@ fn backward(tape: Vec<Record>, loss: &Tensor) -> Result<GradStore> {
             }
         }
     }
-    let mut store = GradStore::default();
-    for (id, sum) in sums {
-        store.insert_id(id, sum.into_tensor());
-    }
-    Ok(store)
+    Ok(sums)
 }
 
 /// Sends the gradient of `to` on to the leaves behind it.

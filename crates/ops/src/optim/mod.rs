@@ -1,9 +1,21 @@
-//! From gradients to new weights: named gradients, clipping, AdamW, learning-rate schedules.
+//! From gradients to new weights: named gradients, clipping, optimisers, averages, learning-rate schedules.
 
+mod adafactor;
 mod adamw;
+mod adamw8bit;
+mod ema;
 mod grads;
+mod optimizer;
+mod params;
+mod quantized;
 mod schedule;
+mod storage;
 
-pub use adamw::{AdamW, AdamWConfig, ParamGroup};
+pub use adafactor::{Adafactor, AdafactorConfig};
+pub use adamw::{AdamW, AdamWConfig};
+pub use adamw8bit::AdamW8bit;
+pub use ema::{Ema, EmaConfig};
 pub use grads::{GradNorm, Grads, clip_grad_norm};
+pub use optimizer::{Optimizer, OptimizerConfig};
+pub use params::ParamGroup;
 pub use schedule::Schedule;
