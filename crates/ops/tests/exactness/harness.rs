@@ -233,7 +233,7 @@ impl<'a> Case<'a> {
             terms.filter(|(x, _)| x.value.is_finite()).map(|(x, w)| x.value * w).sum::<f64>()
         };
         // of fourth order: the error is that of the fifth derivative
-        let h = 1e-4;
+        let h = 1e-5;
         let numeric = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h);
         let terms = slopes.iter().flatten().zip(way.iter().flatten());
         let (exact, size) =
