@@ -21,11 +21,11 @@ pub enum AttentionMask {
     Blocks(Vec<u32>),
 }
 
-struct Attention {
-    mask: AttentionMask,
+pub(crate) struct Attention {
+    pub(crate) mask: AttentionMask,
     /// \[B * Tk\], empty when everything is valid.
-    key_valid: Vec<bool>,
-    scale: f64,
+    pub(crate) key_valid: Vec<bool>,
+    pub(crate) scale: f64,
 }
 
 /// Sizes of a call.

@@ -7,9 +7,9 @@ use crate::float::Float;
 use crate::op::{Op, View, apply1};
 use crate::{Result, check};
 
-struct Embedding {
-    ids: Vec<u32>,
-    dims: Vec<usize>,
+pub(crate) struct Embedding {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) dims: Vec<usize>,
 }
 
 impl Op<1> for Embedding {
@@ -54,8 +54,8 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     Ok(apply1(Embedding { ids: rows, dims }, table)?)
 }
 
-struct Patchify {
-    patch: usize,
+pub(crate) struct Patchify {
+    pub(crate) patch: usize,
 }
 
 impl Patchify {

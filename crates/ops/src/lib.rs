@@ -7,6 +7,8 @@
 mod activation;
 mod attention;
 mod check;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod embedding;
 mod error;
 mod float;

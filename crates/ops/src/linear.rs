@@ -11,8 +11,8 @@ use crate::op::{Op, View, apply2, apply3, recording};
 use crate::{Result, check};
 
 /// y = activation(x W^T + b). What the activation saw is kept for backward when gradients are wanted.
-struct Linear {
-    activation: Option<Activation>,
+pub(crate) struct Linear {
+    pub(crate) activation: Option<Activation>,
     keep: bool,
     before: OnceLock<CpuStorage>,
 }

@@ -11,16 +11,16 @@ use crate::{Result, check};
 
 /// Which statistics a row is divided by.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     /// Mean removed, divided by the standard deviation.
     Layer,
     /// Divided by the root of the mean square.
     Rms,
 }
 
-struct Norm {
-    kind: Kind,
-    eps: f64,
+pub(crate) struct Norm {
+    pub(crate) kind: Kind,
+    pub(crate) eps: f64,
 }
 
 /// Mean to subtract and factor to multiply by.

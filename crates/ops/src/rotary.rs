@@ -15,8 +15,11 @@ use crate::{Result, check};
 pub struct RotaryTable {
     head_dim: usize,
     max_len: usize,
-    cos: Arc<Vec<f64>>,
-    sin: Arc<Vec<f64>>,
+    pub(crate) cos: Arc<Vec<f64>>,
+    pub(crate) sin: Arc<Vec<f64>>,
+    /// The same in f32 on devices.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) device: crate::cuda::PerDevice,
 }
 
 impl RotaryTable {
@@ -39,7 +42,14 @@ impl RotaryTable {
         let angles: Vec<f64> = (0..max_len * half).map(angle).collect();
         let cos = Arc::new(angles.iter().map(|a| a.cos()).collect());
         let sin = Arc::new(angles.iter().map(|a| a.sin()).collect());
-        Ok(Self { head_dim, max_len, cos, sin })
+        Ok(Self {
+            head_dim,
+            max_len,
+            cos,
+            sin,
+            #[cfg(any(feature = "cuda", test))]
+            device: Default::default(),
+        })
     }
 
     /// Rotates `x` [B, H, T, Dh], whose first token stands at position `offset`: with halves a and b of the last axis,
@@ -59,9 +69,9 @@ impl RotaryTable {
     }
 }
 
-struct Rotate {
-    table: RotaryTable,
-    offset: usize,
+pub(crate) struct Rotate {
+    pub(crate) table: RotaryTable,
+    pub(crate) offset: usize,
 }
 
 /// The rows of one (sample, head).

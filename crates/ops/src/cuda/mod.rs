@@ -1,0 +1,71 @@
+//! The CUDA backend: how each operation runs on a device.
+//!
+//! An operation's arithmetic on the CPU stands in its own file; here stands which kernels (`kernels/*.cu`, described in
+//! `kernels/README.md`) it launches on CUDA, with which arguments and grids. [`DeviceOp`] has the shape of
+//! [`crate::op::Op`], over device memory instead of slices.
+
+mod activation;
+mod attention;
+#[cfg(feature = "cuda")]
+mod device;
+mod embedding;
+#[cfg(test)]
+mod emulated;
+mod kept;
+mod launch;
+mod linear;
+mod norm;
+mod rotary;
+mod scores;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Shape};
+
+#[cfg(feature = "cuda")]
+pub(crate) use device::{backward, forward};
+pub(crate) use kept::{Kept, PerDevice};
+pub(crate) use launch::{Array, Machine};
+
+/// A result in device memory.
+pub(crate) struct Made<B> {
+    pub buffer: B,
+    pub shape: Shape,
+}
+
+impl<B> Made<B> {
+    pub fn new(buffer: B, shape: impl Into<Shape>) -> Result<Self> {
+        Ok(Made { buffer, shape: shape.into() })
+    }
+}
+
+/// How an operation with `N` arguments runs on a device: f32, f16 or bf16, arithmetic in f32.
+///
+/// An operation without kernels implements it with an empty body.
+pub(crate) trait DeviceOp<const N: usize> {
+    /// The result. What backward needs beside arguments and result goes into `kept`, if it is wanted.
+    fn forward<M: Machine>(
+        &self,
+        machine: &M,
+        args: [Array<'_, M::Buffer>; N],
+        kept: &Kept,
+    ) -> Result<Made<M::Buffer>> {
+        let _ = (machine, args, kept);
+        candle_core::bail!("there is no CUDA kernel for it yet; move its arguments to the CPU")
+    }
+
+    /// Gradients of the arguments in their dtypes, given the result and the gradient of the result. `needs[i]` says
+    /// whether anybody wants the i-th.
+    fn backward<M: Machine>(
+        &self,
+        machine: &M,
+        args: [Array<'_, M::Buffer>; N],
+        out: Array<'_, M::Buffer>,
+        grad: Array<'_, M::Buffer>,
+        needs: [bool; N],
+        kept: &Kept,
+    ) -> Result<[Option<M::Buffer>; N]> {
+        let _ = (machine, args, out, grad, needs, kept);
+        candle_core::bail!("there is no CUDA kernel for its gradient yet; move its arguments to the CPU")
+    }
+}
