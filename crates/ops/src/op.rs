@@ -169,10 +169,7 @@ fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
 
 #[cfg(feature = "cuda")]
 impl<O> Custom<O> {
-    fn cuda_forward<const N: usize>(
-        &self,
-        args: [(&CudaStorage, &Layout); N],
-    ) -> Result<(CudaStorage, Shape)>
+    fn cuda_forward<const N: usize>(&self, args: [(&CudaStorage, &Layout); N]) -> Result<(CudaStorage, Shape)>
     where
         O: Op<N>,
     {

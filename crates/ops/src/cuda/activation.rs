@@ -18,7 +18,7 @@ pub(super) fn kind(activation: Option<Activation>) -> i32 {
 }
 
 impl DeviceOp<1> for Activate {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -31,7 +31,7 @@ impl DeviceOp<1> for Activate {
         Made::new(y, x.dims)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -50,7 +50,7 @@ impl DeviceOp<1> for Activate {
 }
 
 impl DeviceOp<2> for SwiGlu {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [gate, up]: [Array<'_, M::Buffer>; 2],
@@ -63,7 +63,7 @@ impl DeviceOp<2> for SwiGlu {
         Made::new(out, gate.dims)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [gate, up]: [Array<'_, M::Buffer>; 2],
@@ -74,14 +74,8 @@ impl DeviceOp<2> for SwiGlu {
     ) -> Result<[Option<M::Buffer>; 2]> {
         let n = gate.len();
         let (mut dgate, mut dup) = (machine.alloc(gate.dtype, n)?, machine.alloc(gate.dtype, n)?);
-        let args = &mut [
-            gate.arg(),
-            up.arg(),
-            grad.arg(),
-            Arg::Out(&mut dgate),
-            Arg::Out(&mut dup),
-            Arg::count(n),
-        ];
+        let args =
+            &mut [gate.arg(), up.arg(), grad.arg(), Arg::Out(&mut dgate), Arg::Out(&mut dup), Arg::count(n)];
         machine.launch(&symbol("swiglu_grad", gate.dtype), Launch::each(n), args)?;
         Ok([Some(dgate), Some(dup)])
     }

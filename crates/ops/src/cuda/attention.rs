@@ -114,7 +114,7 @@ fn aligned<B>(arrays: &[&Array<'_, B>]) -> bool {
 }
 
 impl DeviceOp<3> for Attention {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [q, k, v]: [Array<'_, M::Buffer>; 3],
@@ -125,8 +125,7 @@ impl DeviceOp<3> for Attention {
         let tail = self.tail(machine, &q, &k)?;
         let mut out = machine.alloc(q.dtype, q.len())?;
         let mut log_sums = machine.alloc(DType::F32, b * heads * tq)?;
-        let mut args =
-            vec![q.arg(), k.arg(), v.arg(), Arg::Out(&mut out), Arg::Out(&mut log_sums)];
+        let mut args = vec![q.arg(), k.arg(), v.arg(), Arg::Out(&mut out), Arg::Out(&mut log_sums)];
         args.extend(tail.args());
         let launch = family.launch(tq, heads, b, family.shared_forward)?;
         machine.launch(&format!("attention_{}", family.suffix), launch, &mut args)?;
@@ -135,7 +134,7 @@ impl DeviceOp<3> for Attention {
         Made::new(out, q.dims)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [q, k, v]: [Array<'_, M::Buffer>; 3],
@@ -155,8 +154,7 @@ impl DeviceOp<3> for Attention {
         let args = &mut [out.arg(), grad.arg(), Arg::Out(&mut delta), Arg::count(rows), Arg::size(d)?];
         let launch = Launch::new([axis(rows.div_ceil(8))?, 1, 1], 256);
         machine.launch(&symbol("attention_delta", q.dtype), launch, args)?;
-        let inputs =
-            || vec![q.arg(), k.arg(), v.arg(), grad.arg(), Arg::In(log_sums, 0), Arg::In(&delta, 0)];
+        let inputs = || vec![q.arg(), k.arg(), v.arg(), grad.arg(), Arg::In(log_sums, 0), Arg::In(&delta, 0)];
 
         let mut dq = needs[0].then(|| machine.alloc(q.dtype, q.len())).transpose()?;
         if let Some(dq) = &mut dq {

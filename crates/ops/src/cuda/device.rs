@@ -281,7 +281,9 @@ pub(crate) fn array<'a>(
 ) -> Result<Array<'a, CudaStorage>> {
     use candle_core::backend::BackendStorage;
     match layout.contiguous_offsets() {
-        Some((offset, _)) => Ok(Array { buffer: storage, offset, dims: layout.dims(), dtype: storage.dtype() }),
+        Some((offset, _)) => {
+            Ok(Array { buffer: storage, offset, dims: layout.dims(), dtype: storage.dtype() })
+        }
         None => candle_core::bail!("{name}: argument is not contiguous"),
     }
 }
@@ -302,7 +304,7 @@ pub(crate) fn forward<O: Op<N>, const N: usize>(
         arrays.push(array(O::NAME, storage, layout)?);
     }
     let Ok(arrays) = arrays.try_into() else { candle_core::bail!("{}: {N} arguments", O::NAME) };
-    let made = DeviceOp::forward(op, &machine, arrays, kept).map_err(named(O::NAME))?;
+    let made = op.device_forward(&machine, arrays, kept).map_err(named(O::NAME))?;
     Ok((made.buffer, made.shape))
 }
 
@@ -329,7 +331,7 @@ pub(crate) fn backward<O: Op<N>, const N: usize>(
     let out = array(O::NAME, cuda_storage(O::NAME, &out_held.0)?, out_held.1)?;
     let grad = array(O::NAME, cuda_storage(O::NAME, &grad_held.0)?, grad_held.1)?;
     let needs = args.map(Tensor::track_op);
-    let grads = DeviceOp::backward(op, &machine, arrays, out, grad, needs, kept).map_err(named(O::NAME))?;
+    let grads = op.device_backward(&machine, arrays, out, grad, needs, kept).map_err(named(O::NAME))?;
     let mut tensors = [const { None }; N];
     for ((slot, buffer), arg) in tensors.iter_mut().zip(grads).zip(args) {
         *slot = buffer.map(|buffer| {

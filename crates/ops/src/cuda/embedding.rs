@@ -32,7 +32,7 @@ fn segments(ids: &[u32]) -> Segments {
 }
 
 impl DeviceOp<1> for Embedding {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [table]: [Array<'_, M::Buffer>; 1],
@@ -41,13 +41,12 @@ impl DeviceOp<1> for Embedding {
         let (n, width) = (self.ids.len(), table.width());
         let ids = machine.upload(&self.ids)?;
         let mut out = machine.alloc(table.dtype, n * width)?;
-        let args =
-            &mut [table.arg(), Arg::In(&ids, 0), Arg::Out(&mut out), Arg::count(n), Arg::size(width)?];
+        let args = &mut [table.arg(), Arg::In(&ids, 0), Arg::Out(&mut out), Arg::count(n), Arg::size(width)?];
         machine.launch(&symbol("embedding", table.dtype), Launch::each(n * width), args)?;
         Made::new(out, self.dims.as_slice())
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [table]: [Array<'_, M::Buffer>; 1],
@@ -61,8 +60,7 @@ impl DeviceOp<1> for Embedding {
         let mut sums = machine.zeros(table.dtype, table.len())?;
         let launch = Launch::new([axis(ids.len())?, axis(width.div_ceil(128))?, 1], 256);
         let segments = Arg::size(ids.len())?;
-        let (order, starts, ids) =
-            (machine.upload(&order)?, machine.upload(&starts)?, machine.upload(&ids)?);
+        let (order, starts, ids) = (machine.upload(&order)?, machine.upload(&starts)?, machine.upload(&ids)?);
         let args = &mut [
             grad.arg(),
             Arg::In(&order, 0),
@@ -106,7 +104,7 @@ impl Patchify {
 }
 
 impl DeviceOp<1> for Patchify {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -117,7 +115,7 @@ impl DeviceOp<1> for Patchify {
         Made::new(patches, (x.dims[0], (s / p) * (s / p), 3 * p * p))
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],

@@ -32,7 +32,7 @@ pub(super) fn finish_column_sum<M: Machine>(
 }
 
 impl Linear {
-    fn device_forward<M: Machine>(
+    fn forward_on<M: Machine>(
         &self,
         machine: &M,
         [x, weight]: [Array<'_, M::Buffer>; 2],
@@ -47,16 +47,14 @@ impl Linear {
         if bias.is_none() && self.activation.is_none() {
             return Made::new(product, dims);
         }
-        let tail = |activation| -> Result<_> {
-            Ok([Arg::count(rows), Arg::size(o)?, Arg::I32(kind(activation))])
-        };
+        let tail =
+            |activation| -> Result<_> { Ok([Arg::count(rows), Arg::size(o)?, Arg::I32(kind(activation))]) };
         let bias = bias.map_or(Arg::Null, |bias| bias.arg());
         let (symbol, launch) = (symbol("bias_activation", dtype), Launch::each(rows * o));
         if self.activation.is_some() && kept.wanted() {
             let mut y = machine.alloc(dtype, rows * o)?;
             let [rows, width, kind] = tail(self.activation)?;
-            let args =
-                &mut [Arg::Out(&mut product), bias, Arg::Same(0), Arg::Out(&mut y), rows, width, kind];
+            let args = &mut [Arg::Out(&mut product), bias, Arg::Same(0), Arg::Out(&mut y), rows, width, kind];
             machine.launch(&symbol, launch, args)?;
             kept.put(Before(product));
             return Made::new(y, dims);
@@ -67,7 +65,7 @@ impl Linear {
         Made::new(product, dims)
     }
 
-    fn device_backward<M: Machine>(
+    fn backward_on<M: Machine>(
         &self,
         machine: &M,
         [x, weight]: [Array<'_, M::Buffer>; 2],
@@ -119,16 +117,16 @@ impl Linear {
 }
 
 impl DeviceOp<2> for Linear {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; 2],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        self.device_forward(machine, args, None, kept)
+        self.forward_on(machine, args, None, kept)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; 2],
@@ -138,22 +136,22 @@ impl DeviceOp<2> for Linear {
         kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 2]> {
         let needs = [needs[0], needs[1], false];
-        let [dx, dw, _] = self.device_backward(machine, args, grad, needs, kept)?;
+        let [dx, dw, _] = self.backward_on(machine, args, grad, needs, kept)?;
         Ok([dx, dw])
     }
 }
 
 impl DeviceOp<3> for Linear {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x, weight, bias]: [Array<'_, M::Buffer>; 3],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        self.device_forward(machine, [x, weight], Some(bias), kept)
+        self.forward_on(machine, [x, weight], Some(bias), kept)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x, weight, _]: [Array<'_, M::Buffer>; 3],
@@ -162,6 +160,6 @@ impl DeviceOp<3> for Linear {
         needs: [bool; 3],
         kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 3]> {
-        self.device_backward(machine, [x, weight], grad, needs, kept)
+        self.backward_on(machine, [x, weight], grad, needs, kept)
     }
 }

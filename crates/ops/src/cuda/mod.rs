@@ -44,7 +44,7 @@ impl<B> Made<B> {
 /// An operation without kernels implements it with an empty body.
 pub(crate) trait DeviceOp<const N: usize> {
     /// The result. What backward needs beside arguments and result goes into `kept`, if it is wanted.
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; N],
@@ -56,7 +56,7 @@ pub(crate) trait DeviceOp<const N: usize> {
 
     /// Gradients of the arguments in their dtypes, given the result and the gradient of the result. `needs[i]` says
     /// whether anybody wants the i-th.
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; N],

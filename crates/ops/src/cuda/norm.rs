@@ -15,14 +15,14 @@ struct Stats<B>(B);
 
 /// Threads for a row: eight numbers each, in whole warps.
 fn block(width: usize) -> Result<u32> {
-    if width > 16_384 {
-        candle_core::bail!("a norm on CUDA takes rows of at most 16384, not {width}");
+    if width > 8192 {
+        candle_core::bail!("a norm on CUDA takes rows of at most 8192, not {width}");
     }
     Ok((width.div_ceil(8).next_multiple_of(32) as u32).clamp(32, 1024))
 }
 
 impl Norm {
-    fn device_forward<M: Machine>(
+    fn forward_on<M: Machine>(
         &self,
         machine: &M,
         [x, weight]: [Array<'_, M::Buffer>; 2],
@@ -49,7 +49,7 @@ impl Norm {
     }
 
     /// Gradients of x, weight and bias (none for RMS norm).
-    fn device_backward<M: Machine>(
+    fn backward_on<M: Machine>(
         &self,
         machine: &M,
         [x, weight]: [Array<'_, M::Buffer>; 2],
@@ -83,16 +83,16 @@ impl Norm {
 }
 
 impl DeviceOp<2> for Norm {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; 2],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        self.device_forward(machine, args, None, kept)
+        self.forward_on(machine, args, None, kept)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         args: [Array<'_, M::Buffer>; 2],
@@ -102,22 +102,22 @@ impl DeviceOp<2> for Norm {
         kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 2]> {
         let needs = [needs[0], needs[1], false];
-        let [dx, dw, _] = self.device_backward(machine, args, grad, kept, needs)?;
+        let [dx, dw, _] = self.backward_on(machine, args, grad, kept, needs)?;
         Ok([dx, dw])
     }
 }
 
 impl DeviceOp<3> for Norm {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x, weight, bias]: [Array<'_, M::Buffer>; 3],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        self.device_forward(machine, [x, weight], Some(bias), kept)
+        self.forward_on(machine, [x, weight], Some(bias), kept)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x, weight, _]: [Array<'_, M::Buffer>; 3],
@@ -126,6 +126,6 @@ impl DeviceOp<3> for Norm {
         needs: [bool; 3],
         kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 3]> {
-        self.device_backward(machine, [x, weight], grad, kept, needs)
+        self.backward_on(machine, [x, weight], grad, kept, needs)
     }
 }

@@ -42,7 +42,7 @@ impl Rotate {
 }
 
 impl DeviceOp<1> for Rotate {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -51,7 +51,7 @@ impl DeviceOp<1> for Rotate {
         Made::new(self.device_turn(machine, x, x.dims, false)?, x.dims)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],

@@ -17,7 +17,7 @@ fn rows_launch(rows: usize) -> Result<Launch> {
 }
 
 impl DeviceOp<1> for Scores {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -43,7 +43,7 @@ impl DeviceOp<1> for Scores {
         Made::new(out, (rows, 2))
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -88,7 +88,7 @@ impl Soft {
 }
 
 impl DeviceOp<1> for Soft {
-    fn forward<M: Machine>(
+    fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
@@ -113,7 +113,7 @@ impl DeviceOp<1> for Soft {
         Made::new(out, rows)
     }
 
-    fn backward<M: Machine>(
+    fn device_backward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
