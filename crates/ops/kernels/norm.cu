@@ -114,8 +114,7 @@ template <bool RMS, int N, class T>
 __device__ __forceinline__ void backward(const T* x, const T* weight, const T* dy, const T* dsum, const float* stats,
                                          T* dx, float* dw, float* db, i64 rows, int width, int part, float eps) {
     i64 first = i64(blockIdx.x) * part, end = first + part < rows ? first + part : rows;
-    float w[HELD], sum_w[HELD], sum_b[HELD];
-    load_row<N>(weight, width, w);
+    float sum_w[HELD], sum_b[HELD];
 #pragma unroll
     for (int s = 0; s < HELD; ++s) sum_w[s] = sum_b[s] = 0.0f;
     for (i64 row = first; row < end; ++row) {
@@ -130,6 +129,9 @@ __device__ __forceinline__ void backward(const T* x, const T* weight, const T* d
         } else {
             statistics<RMS, N>(a, width, eps, mean, scale);
         }
+        // Again for every row: from the nearest cache, and eight registers less than keeping it.
+        float w[HELD];
+        load_row<N>(weight, width, w);
         float sums[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int s = 0; s < HELD; ++s) {

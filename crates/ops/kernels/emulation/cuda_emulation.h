@@ -206,7 +206,7 @@ inline __half __float2half(float x) {
     // The spacing of half numbers near `size` is 2^(e - 10), 2^-24 below the smallest normal number.
     int e;
     std::frexp(size, &e);  // size in [2^(e-1), 2^e)
-    int step = e - 1 < -14 ? -24 : e - 11;
+    int step = size < 6.103515625e-05f ? -24 : e - 11;
     // A power of two divides exactly; nearbyint rounds to nearest even.
     long units = long(std::nearbyint(std::ldexp(size, -step)));
     if (step == -24) return {uint16_t(sign | units)};  // 1024 units carry into the smallest normal number by themselves
