@@ -13,8 +13,8 @@ use crate::{Result, check};
 /// y = activation(x W^T + b). What the activation saw is kept for backward when gradients are wanted.
 pub(crate) struct Linear {
     pub(crate) activation: Option<Activation>,
-    keep: bool,
-    before: OnceLock<CpuStorage>,
+    pub(crate) keep: bool,
+    pub(crate) before: OnceLock<CpuStorage>,
 }
 
 impl Linear {
