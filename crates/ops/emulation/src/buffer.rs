@@ -62,7 +62,8 @@ impl<T: Element> Buffer<T> {
     /// Where memory ends.
     pub fn misaligned(len: usize, offset: usize) -> Self {
         let bytes = (len + offset) * size_of::<T>();
-        let layout = Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap_or(Layout::new::<[u8; GUARD]>());
+        let layout =
+            Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap_or(Layout::new::<[u8; GUARD]>());
         assert_eq!(layout.size(), bytes + 2 * GUARD, "a size that fits the address space");
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc(layout) };

@@ -36,7 +36,9 @@ fn orders_uncover_races() {
 fn wrong_calls_are_refused() {
     let fill = || Call::new("fill_f32").output::<f32>(8);
     assert!(Call::new("fill_f8").problem().unwrap().contains("no such kernel"));
-    assert!(fill().i32(8).f32(1.0).problem().unwrap().contains("arguments are `pif`, the kernel takes `plf`"));
+    assert!(
+        fill().i32(8).f32(1.0).problem().unwrap().contains("arguments are `pif`, the kernel takes `plf`")
+    );
     assert!(fill().i64(8).f32(1.0).block(48).problem().unwrap().contains("whole warps"));
     assert!(fill().i64(8).f32(1.0).grid(1, 65536, 1).problem().unwrap().contains("a grid"));
     assert!(fill().i64(8).f32(1.0).shared(300 << 10).problem().unwrap().contains("227 KiB"));
@@ -49,7 +51,8 @@ fn every_kernel_is_in_the_contract() {
     for (name, types) in kernels().iter().filter(|(name, _)| !name.starts_with("fault_")) {
         assert!(!types.contains('?'), "{name} takes a type that no launch can give: {types}");
         let base = ["_f32", "_f16", "_bf16"].iter().fold(name.clone(), |name, kind| name.replace(kind, ""));
-        let base = base.split("_plain").next().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit());
+        let base =
+            base.split("_plain").next().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit());
         let base = base.trim_end_matches("_d");
         let known = contract.contains(&format!("`{base}`")) || contract.contains(&format!("`{base}_"));
         assert!(known, "`{base}` ({name}) is not described in kernels/README.md");
@@ -59,7 +62,8 @@ fn every_kernel_is_in_the_contract() {
 /// All 2^32 numbers would take minutes: those near every boundary between two half numbers, and random ones.
 #[test]
 fn conversions_round_to_nearest_even() {
-    let mut numbers = vec![0.0f32, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, f32::MAX, 1e-45];
+    let mut numbers =
+        vec![0.0f32, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, f32::MAX, 1e-45];
     for bits in 0..0x7c00u16 {
         let (low, high) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
         let middle = if high.is_finite() { (low + high) / 2.0 } else { 65520.0 };
@@ -71,7 +75,8 @@ fn conversions_round_to_nearest_even() {
     let finite = std::iter::from_fn(|| Some(f32::from_bits(random.bits() as u32))).filter(|x| !x.is_nan());
     numbers.extend(finite.take(20_000));
     let n = numbers.len();
-    let cast = |to: &str| Call::new(format!("cast_f32_{to}")).input(&numbers).output::<u16>(n).i64(n).each(n).run();
+    let cast =
+        |to: &str| Call::new(format!("cast_f32_{to}")).input(&numbers).output::<u16>(n).i64(n).each(n).run();
     let half: Vec<u16> = cast("f16").take();
     let brain: Vec<u16> = cast("bf16").take();
     for (i, &x) in numbers.iter().enumerate() {

@@ -17,7 +17,7 @@ pub trait Stored: Element + std::fmt::Debug {
 
 impl Stored for f32 {
     const NAME: &'static str = "f32";
-    const UNIT: f64 = 5.96e-8;
+    const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
     const SMALL: f64 = f32::MIN_POSITIVE as f64;
     fn of(x: f64) -> Self {
         x as f32
@@ -29,10 +29,10 @@ impl Stored for f32 {
 
 impl Stored for f16 {
     const NAME: &'static str = "f16";
-    const UNIT: f64 = 4.89e-4;
+    const UNIT: f64 = 1.0 / (1u64 << 11) as f64;
     const SMALL: f64 = 6.104e-5;
     fn of(x: f64) -> Self {
-        f16::from_f64(x)
+        f16::from_f32(x as f32)
     }
     fn wide(self) -> f64 {
         self.to_f64()
@@ -41,10 +41,10 @@ impl Stored for f16 {
 
 impl Stored for bf16 {
     const NAME: &'static str = "bf16";
-    const UNIT: f64 = 3.91e-3;
+    const UNIT: f64 = 1.0 / (1u64 << 8) as f64;
     const SMALL: f64 = f32::MIN_POSITIVE as f64;
     fn of(x: f64) -> Self {
-        bf16::from_f64(x)
+        bf16::from_f32(x as f32)
     }
     fn wide(self) -> f64 {
         self.to_f64()
