@@ -1,24 +1,59 @@
-//! Rows of a table by id, and images cut into patches.
+//! Rows of a table by id.
 
 use candle_core::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::float::Float;
+use crate::matmul::build;
 use crate::op::{Op, View, apply1};
 use crate::{Result, check};
+
+/// Elements per task: about 64 KiB of f32.
+const CHUNK: usize = 1 << 14;
 
 pub(crate) struct Embedding {
     pub(crate) ids: Vec<u32>,
     pub(crate) dims: Vec<usize>,
 }
 
+/// The positions at which every id stands, grouped by id and in their order: those of id i are
+/// `positions[starts[i]..starts[i + 1]]`.
+fn by_id(ids: &[u32], vocab: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut starts = vec![0; vocab + 1];
+    ids.iter().for_each(|&id| starts[id as usize + 1] += 1);
+    for i in 0..vocab {
+        starts[i + 1] += starts[i];
+    }
+    let (mut next, mut positions) = (starts.clone(), vec![0; ids.len()]);
+    for (at, &id) in ids.iter().enumerate() {
+        positions[next[id as usize]] = at;
+        next[id as usize] += 1;
+    }
+    (starts, positions)
+}
+
 impl Op<1> for Embedding {
     const NAME: &'static str = "embedding";
 
+    #[allow(unsafe_code)]
     fn forward<T: Float>(&self, [table]: [View<'_, T>; 1]) -> (Vec<T>, Shape) {
         let d = table.width();
-        let row = |&id: &u32| &table.data[id as usize * d..][..d];
-        (self.ids.iter().flat_map(row).copied().collect(), self.dims.as_slice().into())
+        let block = (CHUNK / d).max(1);
+        let shape = self.dims.as_slice().into();
+        // SAFETY: one row of `out` per id, and each is written whole.
+        let data = unsafe {
+            build(self.ids.len() * d, |out| {
+                out.par_chunks_mut(block * d).zip(self.ids.par_chunks(block)).for_each(|(out, ids)| {
+                    for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
+                        let row = &table.data[id as usize * d..][..d];
+                        out.iter_mut().zip(row).for_each(|(out, &x)| {
+                            out.write(x);
+                        });
+                    }
+                });
+            })
+        };
+        (data, shape)
     }
 
     fn backward<T: Float>(
@@ -29,13 +64,25 @@ impl Op<1> for Embedding {
         _needs: [bool; 1],
     ) -> [Option<Vec<T>>; 1] {
         let d = table.width();
-        let mut sums = vec![T::ZERO; table.data.len()];
-        // In the order of the ids, so the sum of a repeated id has the same bits every time.
-        for (&id, grad) in self.ids.iter().zip(grad.data.chunks_exact(d)) {
-            for (sum, &g) in sums[id as usize * d..][..d].iter_mut().zip(grad) {
-                *sum += g;
+        let vocab = table.data.len() / d;
+        let (starts, positions) = by_id(&self.ids, vocab);
+        let block = (CHUNK / d).max(1);
+        // A row of the table belongs to one task and takes its gradients in the order of the ids, so the sum of a
+        // repeated id has the same bits on any number of threads.
+        let mut sums = vec![T::ZERO; vocab * d];
+        sums.par_chunks_mut(block * d).enumerate().for_each(|(i, sums)| {
+            let first = i * block;
+            let last = first + sums.len() / d;
+            if starts[first] == starts[last] {
+                return;
             }
-        }
+            for (id, sum) in (first..last).zip(sums.chunks_exact_mut(d)) {
+                for &at in &positions[starts[id]..starts[id + 1]] {
+                    let grad = &grad.data[at * d..][..d];
+                    sum.iter_mut().zip(grad).for_each(|(sum, &g)| *sum += g);
+                }
+            }
+        });
         [Some(sums)]
     }
 }
@@ -52,67 +99,4 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let rows = check::ids(OP, ids, table.dims()[0])?;
     let dims = [ids.dims(), &[d]].concat();
     Ok(apply1(Embedding { ids: rows, dims }, table)?)
-}
-
-pub(crate) struct Patchify {
-    pub(crate) patch: usize,
-}
-
-impl Patchify {
-    /// For every run of `patch` pixels: where it starts in the image and in the patches, of one image.
-    fn runs(&self, s: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (p, side) = (self.patch, s / self.patch);
-        (0..3 * s * side).map(move |at| {
-            let (channel, y, column) = (at / (s * side), at / side % s, at % side);
-            let from = (channel * s + y) * s + column * p;
-            let to = ((y / p * side + column) * 3 + channel) * p * p + y % p * p;
-            (from, to)
-        })
-    }
-}
-
-impl Op<1> for Patchify {
-    const NAME: &'static str = "patchify";
-
-    fn forward<T: Float>(&self, [x]: [View<'_, T>; 1]) -> (Vec<T>, Shape) {
-        let (s, p) = (x.dims[3], self.patch);
-        let mut out = vec![T::ZERO; x.data.len()];
-        let image = 3 * s * s;
-        out.par_chunks_mut(image).zip(x.data.par_chunks(image)).for_each(|(out, x)| {
-            self.runs(s).for_each(|(from, to)| out[to..to + p].copy_from_slice(&x[from..from + p]));
-        });
-        (out, (x.dims[0], (s / p) * (s / p), 3 * p * p).into())
-    }
-
-    fn backward<T: Float>(
-        &self,
-        [x]: [View<'_, T>; 1],
-        _out: View<'_, T>,
-        grad: View<'_, T>,
-        _needs: [bool; 1],
-    ) -> [Option<Vec<T>>; 1] {
-        let (s, p) = (x.dims[3], self.patch);
-        let mut dx = vec![T::ZERO; x.data.len()];
-        let image = 3 * s * s;
-        dx.par_chunks_mut(image).zip(grad.data.par_chunks(image)).for_each(|(dx, grad)| {
-            self.runs(s).for_each(|(from, to)| dx[from..from + p].copy_from_slice(&grad[to..to + p]));
-        });
-        [Some(dx)]
-    }
-}
-
-/// Square images [B, 3, S, S] cut into patches of `patch` px: [B, (S/patch)^2, 3 * patch * patch], patches in rows from
-/// the top, numbers of a patch in the order of a convolution's weight (channel, row, column).
-///
-/// # Errors
-/// Another shape or dtype, a patch that does not divide S.
-pub fn patchify(images: &Tensor, patch: usize) -> Result<Tensor> {
-    const OP: &str = "patchify";
-    check::float(OP, "images", images)?;
-    check::rank(OP, "images", images, 4, "[B, 3, S, S]")?;
-    let (b, _, s, _) = images.dims4()?;
-    check::dims(OP, "images", images, &[b, 3, s, s], "[B, 3, S, S]")?;
-    let divides = patch > 0 && s > 0 && s.is_multiple_of(patch);
-    check::value(OP, "patch", patch, divides, &format!("a divisor of the image side {s}"))?;
-    Ok(apply1(Patchify { patch }, images)?)
 }

@@ -4,7 +4,8 @@
 use candle_core::{D, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::float::{Float, max, sum_of, sum_of2};
+use crate::float::{Float, sum, sum_of2};
+use crate::log_softmax::Summary;
 use crate::op::{Op, View, apply1};
 use crate::simd::{Kernel, Level, dispatch};
 use crate::{Result, check};
@@ -24,19 +25,6 @@ pub(crate) struct Scores {
     pub(crate) temperature: f64,
 }
 
-/// Numbers a row is summarised by: inverse temperature, log of the normaliser of z = x / temperature, mean of z.
-#[inline(always)]
-fn summary<T: Float>(x: &[T], inverse: T) -> (T, T) {
-    let top = max(x) * inverse;
-    let total = sum_of(x, |x| Float::exp(x * inverse - top));
-    let weighted = sum_of(x, |x| {
-        let z = x * inverse - top;
-        let p = Float::exp(z);
-        if p > T::ZERO { p * z } else { T::ZERO } // an impossible token (-inf) adds nothing
-    });
-    (top + Float::ln(total), top + weighted / total)
-}
-
 struct ScoreRows<'a, T>(&'a [T], &'a [u32], T, &'a mut [T]);
 
 impl<T: Float> Kernel for ScoreRows<'_, T> {
@@ -46,9 +34,9 @@ impl<T: Float> Kernel for ScoreRows<'_, T> {
         let Self(x, ids, inverse, out) = self;
         let v = x.len() / ids.len().max(1);
         for ((x, &id), out) in x.chunks_exact(v).zip(ids).zip(out.chunks_exact_mut(2)) {
-            let (log_total, mean) = summary(x, inverse);
-            out[0] = x[id as usize] * inverse - log_total;
-            out[1] = log_total - mean;
+            let summary = Summary::of(x, inverse);
+            out[0] = summary.log_prob(x[id as usize], inverse);
+            out[1] = summary.entropy();
         }
     }
 }
@@ -68,16 +56,13 @@ impl<T: Float> Kernel for ScoreGrad<'_, T> {
         let v = self.x.len() / self.ids.len().max(1);
         let rows = self.x.chunks_exact(v).zip(self.dx.chunks_exact_mut(v));
         for (((x, dx), &id), grad) in rows.zip(self.ids).zip(self.grad.chunks_exact(2)) {
-            let (log_total, mean) = summary(x, self.inverse);
+            let summary = Summary::of(x, self.inverse);
             let (g_log, g_entropy) = (grad[0] * self.inverse, grad[1] * self.inverse);
-            for (dx, &x) in dx.iter_mut().zip(x) {
-                let z = x * self.inverse;
-                let p = Float::exp(z - log_total);
-                let off = if p > T::ZERO { z - mean } else { T::ZERO };
-                // d log p_id = -p_j (+1 at id), d entropy = -p_j (z_j - mean)
-                *dx = -p * (off * g_entropy + g_log);
+            // d log p_id = -p_j (+1 at id), d entropy = -p_j (z_j - mean)
+            summary.slopes(x, self.inverse, g_log, g_entropy, dx);
+            if summary.possible() {
+                dx[id as usize] += g_log;
             }
-            dx[id as usize] += g_log;
         }
     }
 }
@@ -175,8 +160,8 @@ impl<T: Float> Kernel for SoftRows<'_, T> {
     fn run<L: Level>(self) {
         let v = self.0.len() / self.2.len().max(1);
         for ((x, t), out) in self.0.chunks_exact(v).zip(self.1.chunks_exact(v)).zip(self.2) {
-            let (log_total, _) = summary(x, T::ONE);
-            *out = sum_of2(x, t, |x, t| if t > T::ZERO { t * (log_total - x) } else { T::ZERO });
+            let Summary { top, log_total, .. } = Summary::of(x, T::ONE);
+            *out = sum_of2(x, t, |x, t| if t > T::ZERO { t * (log_total - (x - top)) } else { T::ZERO });
         }
     }
 }
@@ -190,10 +175,10 @@ impl<T: Float> Kernel for SoftGrad<'_, T> {
         let v = self.0.len() / self.2.len().max(1);
         let rows = self.0.chunks_exact(v).zip(self.1.chunks_exact(v)).zip(self.3.chunks_exact_mut(v));
         for (((x, t), dx), &grad) in rows.zip(self.2) {
-            let (log_total, _) = summary(x, T::ONE);
-            let mass = crate::float::sum(t);
+            let Summary { top, log_total, .. } = Summary::of(x, T::ONE);
+            let mass = sum(t);
             for ((dx, &x), &t) in dx.iter_mut().zip(x).zip(t) {
-                *dx = (Float::exp(x - log_total) * mass - t) * grad;
+                *dx = (Float::exp((x - top) - log_total) * mass - t) * grad;
             }
         }
     }

@@ -215,29 +215,33 @@ impl Machine for Cuda {
 
     fn matmul(
         &self,
-        Gemm { m, n, k, left_transposed, right_transposed }: Gemm,
+        Gemm { m, n, k, left_transposed, right_transposed, add }: Gemm,
         left: Array<'_, CudaStorage>,
         right: Array<'_, CudaStorage>,
-        out: &mut CudaStorage,
+        (out, offset): (&mut CudaStorage, usize),
     ) -> Result<()> {
+        use candle_core::backend::BackendStorage;
         use cublas::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let kind = match left.dtype {
-            DType::F32 => cublas::cudaDataType::CUDA_R_32F,
-            DType::F16 => cublas::cudaDataType::CUDA_R_16F,
-            DType::BF16 => cublas::cudaDataType::CUDA_R_16BF,
-            other => candle_core::bail!("no matrix product of {other:?} on CUDA"),
+        let kind = |dtype: DType| {
+            Ok(match dtype {
+                DType::F32 => cublas::cudaDataType::CUDA_R_32F,
+                DType::F16 => cublas::cudaDataType::CUDA_R_16F,
+                DType::BF16 => cublas::cudaDataType::CUDA_R_16BF,
+                other => candle_core::bail!("no matrix product of {other:?} on CUDA"),
+            })
         };
+        let (factors, result) = (kind(left.dtype)?, kind(out.dtype())?);
         // cuBLAS counts in columns: what it sees of a row-major matrix is its transpose. So c^T = right^T left^T.
         let (op_right, row_right) = if right_transposed { (CUBLAS_OP_T, k) } else { (CUBLAS_OP_N, n) };
         let (op_left, row_left) = if left_transposed { (CUBLAS_OP_T, m) } else { (CUBLAS_OP_N, k) };
         let blas = self.device.cublas_handle();
         let (a, _a) = read(right.buffer, right.offset, &self.stream)?;
         let (b, _b) = read(left.buffer, left.offset, &self.stream)?;
-        let (c, _c) = write(out, 0, &self.stream)?;
-        let (one, zero) = (1f32, 0f32);
+        let (c, _c) = write(out, offset, &self.stream)?;
+        let (one, before) = (1f32, if add { 1f32 } else { 0.0 });
         // SAFETY: the handle is the device's; the three matrices lie in memory of their sizes on this device, which the
         // guards keep until the product is queued; the factors are f32 as CUBLAS_COMPUTE_32F asks.
         unsafe {
@@ -250,14 +254,14 @@ impl Machine for Cuda {
                 int(k)?,
                 (&raw const one).cast(),
                 a as *const _,
-                kind,
+                factors,
                 int(row_right.max(1))?,
                 b as *const _,
-                kind,
+                factors,
                 int(row_left.max(1))?,
-                (&raw const zero).cast(),
+                (&raw const before).cast(),
                 c as *mut _,
-                kind,
+                result,
                 int(n)?,
                 cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,

@@ -1,10 +1,11 @@
-//! Rows of a table by id, and images cut into patches, on a device.
+//! Rows of a table by id, and images and videos cut into patches, on a device.
 
 use candle_core::Result;
 
 use super::launch::{Arg, Array, Launch, Machine, axis, symbol};
 use super::{DeviceOp, Kept, Made};
-use crate::embedding::{Embedding, Patchify};
+use crate::embedding::Embedding;
+use crate::patches::Patches;
 
 /// Places of equal ids, so that one block adds up one row of the table, in the order of the places.
 struct Segments {
@@ -75,56 +76,48 @@ impl DeviceOp<1> for Embedding {
     }
 }
 
-impl Patchify {
+impl Patches {
     fn device_move<M: Machine>(
         &self,
         machine: &M,
         from: Array<'_, M::Buffer>,
-        side: usize,
         inverse: bool,
     ) -> Result<M::Buffer> {
         let n = from.len();
+        let ([channels, frames, height, width], [tubelet, patch_h, patch_w]) = (self.size, self.patch);
         let mut to = machine.alloc(from.dtype, n)?;
-        let args = &mut [
-            from.arg(),
-            Arg::Out(&mut to),
-            Arg::count(n),
-            Arg::I32(3),
-            Arg::I32(1),
-            Arg::size(side)?,
-            Arg::size(side)?,
-            Arg::I32(1),
-            Arg::size(self.patch)?,
-            Arg::size(self.patch)?,
-            Arg::I32(inverse.into()),
-        ];
-        machine.launch(&symbol("patchify", from.dtype), Launch::each(n), args)?;
+        let mut args = vec![from.arg(), Arg::Out(&mut to), Arg::count(n)];
+        for size in [channels, frames, height, width, tubelet, patch_h, patch_w] {
+            args.push(Arg::size(size)?);
+        }
+        args.push(Arg::I32(inverse.into()));
+        machine.launch(&symbol("patchify", from.dtype), Launch::each(n), &mut args)?;
+        drop(args);
         Ok(to)
     }
 }
 
-impl DeviceOp<1> for Patchify {
+impl DeviceOp<1> for Patches {
     fn device_forward<M: Machine>(
         &self,
         machine: &M,
         [x]: [Array<'_, M::Buffer>; 1],
         _kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        let (s, p) = (x.dims[3], self.patch);
-        let patches = self.device_move(machine, x, s, false)?;
-        Made::new(patches, (x.dims[0], (s / p) * (s / p), 3 * p * p))
+        let width = self.size[0] * self.patch.iter().product::<usize>();
+        Made::new(self.device_move(machine, x, false)?, (x.dims[0], self.tokens, width))
     }
 
     fn device_backward<M: Machine>(
         &self,
         machine: &M,
-        [x]: [Array<'_, M::Buffer>; 1],
+        _args: [Array<'_, M::Buffer>; 1],
         _out: Array<'_, M::Buffer>,
         grad: Array<'_, M::Buffer>,
         _needs: [bool; 1],
         _kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 1]> {
-        Ok([Some(self.device_move(machine, grad, x.dims[3], true)?)])
+        Ok([Some(self.device_move(machine, grad, true)?)])
     }
 }
 

@@ -131,17 +131,21 @@ impl Machine for Emulated {
 
     fn matmul(
         &self,
-        Gemm { m, n, k, left_transposed, right_transposed }: Gemm,
+        Gemm { m, n, k, left_transposed, right_transposed, add }: Gemm,
         left: Array<'_, Memory>,
         right: Array<'_, Memory>,
-        out: &mut Memory,
+        (out, offset): (&mut Memory, usize),
     ) -> Result<()> {
         let (a, b) = (left.buffer.numbers(left.offset), right.buffer.numbers(right.offset));
         let left = |i: usize, p: usize| if left_transposed { a[p * m + i] } else { a[i * k + p] };
         let right = |p: usize, j: usize| if right_transposed { b[j * k + p] } else { b[p * n + j] };
-        let c: Vec<f64> =
-            (0..m * n).map(|at| (0..k).map(|p| left(at / n, p) * right(p, at % n)).sum()).collect();
-        *out = Memory::of(out.dtype(), &c, 0);
+        let mut all = out.numbers(0);
+        assert!(all.len() >= offset + m * n, "a product of {} in memory for {}", offset + m * n, all.len());
+        for (at, c) in all[offset..offset + m * n].iter_mut().enumerate() {
+            let product: f64 = (0..k).map(|p| left(at / n, p) * right(p, at % n)).sum();
+            *c = if add { *c + product } else { product };
+        }
+        *out = Memory::of(out.dtype(), &all, 0);
         Ok(())
     }
 

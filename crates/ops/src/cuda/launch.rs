@@ -133,6 +133,8 @@ pub(crate) struct Gemm {
     pub left_transposed: bool,
     /// The right factor lies in memory as [n, k].
     pub right_transposed: bool,
+    /// Whether the product is added to what `c` holds.
+    pub add: bool,
 }
 
 /// Where kernels run.
@@ -149,13 +151,14 @@ pub(crate) trait Machine {
     /// Runs a kernel; nothing happens when the grid is empty. `args` are the kernel's parameters.
     fn launch(&self, symbol: &str, launch: Launch, args: &mut [Arg<'_, Self::Buffer>]) -> Result<()>;
 
-    /// A matrix product with f32 sums, rounded once to the dtype of the factors.
+    /// A matrix product with f32 sums, rounded once to the dtype of `out` (that of the factors, or f32); it is written
+    /// from an element of `out` on.
     fn matmul(
         &self,
         gemm: Gemm,
         left: Array<'_, Self::Buffer>,
         right: Array<'_, Self::Buffer>,
-        out: &mut Self::Buffer,
+        out: (&mut Self::Buffer, usize),
     ) -> Result<()>;
 
     /// Distinguishes devices, for what is kept on each.

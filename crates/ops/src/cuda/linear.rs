@@ -41,8 +41,8 @@ impl Linear {
     ) -> Result<Made<M::Buffer>> {
         let (o, i, rows, dtype) = (weight.dims[0], weight.dims[1], x.rows(), x.dtype);
         let mut product = machine.alloc(dtype, rows * o)?;
-        let gemm = Gemm { m: rows, n: o, k: i, left_transposed: false, right_transposed: true };
-        machine.matmul(gemm, x, weight, &mut product)?;
+        let gemm = Gemm { m: rows, n: o, k: i, left_transposed: false, right_transposed: true, add: false };
+        machine.matmul(gemm, x, weight, (&mut product, 0))?;
         let dims = [&x.dims[..x.dims.len() - 1], &[o]].concat();
         if bias.is_none() && self.activation.is_none() {
             return Made::new(product, dims);
@@ -105,11 +105,11 @@ impl Linear {
         };
         let product = |gemm: Gemm, left, right| -> Result<M::Buffer> {
             let mut out = machine.alloc(dtype, gemm.m * gemm.n)?;
-            machine.matmul(gemm, left, right, &mut out)?;
+            machine.matmul(gemm, left, right, (&mut out, 0))?;
             Ok(out)
         };
-        let to_x = Gemm { m: rows, n: i, k: o, left_transposed: false, right_transposed: false };
-        let to_weight = Gemm { m: o, n: i, k: rows, left_transposed: true, right_transposed: false };
+        let to_x = Gemm { m: rows, n: i, k: o, left_transposed: false, right_transposed: false, add: false };
+        let to_weight = Gemm { m: o, n: i, k: rows, left_transposed: true, right_transposed: false, add: false };
         let dx = needs[0].then(|| product(to_x, grad, weight)).transpose()?;
         let dw = needs[1].then(|| product(to_weight, grad, x)).transpose()?;
         Ok([dx, dw, db])

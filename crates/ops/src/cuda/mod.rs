@@ -14,6 +14,7 @@ mod emulated;
 mod kept;
 mod launch;
 mod linear;
+mod linear_scores;
 mod norm;
 mod rotary;
 mod scores;

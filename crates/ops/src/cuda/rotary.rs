@@ -3,41 +3,82 @@
 use candle_core::Result;
 
 use super::launch::{Arg, Array, Launch, Machine, symbol};
-use super::{DeviceOp, Kept, Made};
+use super::{DeviceOp, Kept, Made, PerDevice};
 use crate::rotary::Rotate;
+use crate::rotary_axes::{Pairs, Turn};
+
+/// Which row of a table of cosines and sines a token reads.
+#[derive(Clone, Copy)]
+struct Rows {
+    /// From one sample to the next: 0 when all read the same.
+    batch_stride: usize,
+    /// Of the first token.
+    offset: usize,
+}
+
+/// Turns `x` [B, H, T, Dh], whose shape is `dims`, by the angles of `table`, or back.
+fn turn<M: Machine>(
+    machine: &M,
+    x: Array<'_, M::Buffer>,
+    dims: &[usize],
+    (device, cos, sin): (&PerDevice, &[f64], &[f64]),
+    rows: Rows,
+    inverse: bool,
+) -> Result<M::Buffer> {
+    let &[b, heads, tokens, width] = dims else { candle_core::bail!("x must be [B, H, T, Dh]") };
+    let (lines, half) = (b * heads * tokens, width / 2);
+    let table = device.get(machine, || {
+        let single = |table: &[f64]| table.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        Ok((machine.upload(&single(cos))?, machine.upload(&single(sin))?))
+    })?;
+    let (cos, sin): &(M::Buffer, M::Buffer) = &table;
+    let mut out = machine.alloc(x.dtype, lines * width)?;
+    let args = &mut [
+        x.arg(),
+        Arg::In(cos, 0),
+        Arg::In(sin, 0),
+        Arg::Null,
+        Arg::Out(&mut out),
+        Arg::count(lines),
+        Arg::size(heads)?,
+        Arg::size(tokens)?,
+        Arg::size(half)?,
+        Arg::size(rows.batch_stride)?,
+        Arg::size(rows.offset)?,
+        Arg::I32(inverse.into()),
+    ];
+    machine.launch(&symbol("rotary", x.dtype), Launch::each(lines * half), args)?;
+    Ok(out)
+}
 
 impl Rotate {
-    fn device_turn<M: Machine>(
+    fn turn_on<M: Machine>(
         &self,
         machine: &M,
         x: Array<'_, M::Buffer>,
         dims: &[usize],
         inverse: bool,
     ) -> Result<M::Buffer> {
-        let &[b, heads, tokens, width] = dims else { candle_core::bail!("x must be [B, H, T, Dh]") };
-        let (rows, half) = (b * heads * tokens, width / 2);
-        let table = self.table.device.get(machine, || {
-            let single = |table: &[f64]| table.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-            Ok((machine.upload(&single(&self.table.cos))?, machine.upload(&single(&self.table.sin))?))
-        })?;
-        let (cos, sin): &(M::Buffer, M::Buffer) = &table;
-        let mut out = machine.alloc(x.dtype, rows * width)?;
-        let args = &mut [
-            x.arg(),
-            Arg::In(cos, 0),
-            Arg::In(sin, 0),
-            Arg::Null,
-            Arg::Out(&mut out),
-            Arg::count(rows),
-            Arg::size(heads)?,
-            Arg::size(tokens)?,
-            Arg::size(half)?,
-            Arg::I32(0),
-            Arg::size(self.offset)?,
-            Arg::I32(inverse.into()),
-        ];
-        machine.launch(&symbol("rotary", x.dtype), Launch::each(rows * half), args)?;
-        Ok(out)
+        let table = (&self.table.device, self.table.cos.as_slice(), self.table.sin.as_slice());
+        turn(machine, x, dims, table, Rows { batch_stride: 0, offset: self.offset }, inverse)
+    }
+}
+
+impl Turn {
+    fn turn_on<M: Machine>(
+        &self,
+        machine: &M,
+        x: Array<'_, M::Buffer>,
+        dims: &[usize],
+        inverse: bool,
+    ) -> Result<M::Buffer> {
+        let angles = &self.0;
+        if angles.pairs == Pairs::Neighbours {
+            candle_core::bail!("there is no kernel yet for pairs of neighbours; move the tensor to the CPU");
+        }
+        let table = (&angles.device, angles.cos.as_slice(), angles.sin.as_slice());
+        let batch_stride = if angles.batch == 1 { 0 } else { dims[2] };
+        turn(machine, x, dims, table, Rows { batch_stride, offset: 0 }, inverse)
     }
 }
 
@@ -48,7 +89,7 @@ impl DeviceOp<1> for Rotate {
         [x]: [Array<'_, M::Buffer>; 1],
         _kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        Made::new(self.device_turn(machine, x, x.dims, false)?, x.dims)
+        Made::new(self.turn_on(machine, x, x.dims, false)?, x.dims)
     }
 
     fn device_backward<M: Machine>(
@@ -60,6 +101,29 @@ impl DeviceOp<1> for Rotate {
         _needs: [bool; 1],
         _kept: &Kept,
     ) -> Result<[Option<M::Buffer>; 1]> {
-        Ok([Some(self.device_turn(machine, grad, x.dims, true)?)])
+        Ok([Some(self.turn_on(machine, grad, x.dims, true)?)])
+    }
+}
+
+impl DeviceOp<1> for Turn {
+    fn device_forward<M: Machine>(
+        &self,
+        machine: &M,
+        [x]: [Array<'_, M::Buffer>; 1],
+        _kept: &Kept,
+    ) -> Result<Made<M::Buffer>> {
+        Made::new(self.turn_on(machine, x, x.dims, false)?, x.dims)
+    }
+
+    fn device_backward<M: Machine>(
+        &self,
+        machine: &M,
+        [x]: [Array<'_, M::Buffer>; 1],
+        _out: Array<'_, M::Buffer>,
+        grad: Array<'_, M::Buffer>,
+        _needs: [bool; 1],
+        _kept: &Kept,
+    ) -> Result<[Option<M::Buffer>; 1]> {
+        Ok([Some(self.turn_on(machine, grad, x.dims, true)?)])
     }
 }

@@ -7,10 +7,10 @@ use super::{DeviceOp, Kept, Made};
 use crate::scores::{Scores, Soft};
 
 /// Threads for a row. Part of the result's bits.
-const BLOCK: u32 = 256;
+pub(super) const BLOCK: u32 = 256;
 
 /// Two numbers that summarise every row, [rows, 2].
-struct Stats<B>(B);
+pub(super) struct Stats<B>(pub(super) B);
 
 fn rows_launch(rows: usize) -> Result<Launch> {
     Ok(Launch::new([axis(rows)?, 1, 1], BLOCK))

@@ -2,14 +2,15 @@
 
 use std::sync::OnceLock;
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 
 use super::emulated::{Emulated, Memory};
 use super::{Array, Kept};
 use crate::activation::{Activate, Activation, SwiGlu};
 use crate::attention::{Attention, AttentionMask};
-use crate::embedding::{Embedding, Patchify};
+use crate::embedding::Embedding;
 use crate::linear::Linear;
+use crate::linear_scores::LinearScores;
 use crate::norm::{Kind, Norm};
 use crate::op::{Op, View};
 use crate::rotary::{RotaryTable, Rotate};
@@ -139,7 +140,7 @@ fn activations() {
 fn norms() {
     for dtype in DTYPES {
         for (rows, d, offset) in [(1, 2, 0), (37, 33, 1), (5, 256, 8)] {
-            let norm = |kind| move || Norm { kind, eps: 1e-5 };
+            let norm = |kind| move || Norm::new(kind, 1e-5);
             compare::<_, 3>("layer_norm", norm(Kind::Layer), [&[rows, d], &[d], &[d]], dtype, offset);
             compare::<_, 2>("rms_norm", norm(Kind::Rms), [&[1, rows, d], &[d]], dtype, offset);
         }
@@ -154,6 +155,14 @@ fn rotary() {
             let rotate = || Rotate { table: table.clone(), offset: 3 };
             compare("rotary", rotate, [&[2, 3, 5, head_dim]], dtype, offset);
         }
+        let layout = AxialRotary::sections(16, 1e4, [2, 3, 3]).expect("a layout");
+        for batch in [1, 2u32] {
+            let positions: Vec<u32> = (0..3 * batch * 5).map(|i| i * 7 % 11).collect();
+            let shape = (3, batch as usize, 5);
+            let positions = Tensor::from_vec(positions, shape, &Device::Cpu).expect("positions");
+            let angles = layout.at(&positions).expect("angles");
+            compare("rotary on axes", || Turn(angles.clone()), [&[2, 3, 5, 16]], dtype, 0);
+        }
     }
 }
 
@@ -165,8 +174,10 @@ fn embeddings() {
             let embedding = || Embedding { ids: ids.clone(), dims: dims.clone() };
             compare("embedding", embedding, [&[5, width]], dtype, offset);
         }
-        compare("patchify", || Patchify { patch: 3 }, [&[2, 3, 6, 6]], dtype, 1);
-        compare("patchify", || Patchify { patch: 8 }, [&[1, 3, 16, 16]], dtype, 8);
+        let image = || Patches::new([1, 3, 2], [3, 1, 6, 8]);
+        compare("patches", image, [&[2, 3, 6, 8]], dtype, 1);
+        let video = || Patches::new([2, 8, 8], [3, 4, 16, 8]);
+        compare("patches", video, [&[1, 3, 4, 16, 8]], dtype, 8);
     }
 }
 

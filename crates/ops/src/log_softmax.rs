@@ -1,0 +1,145 @@
+//! Softmax statistics of a row of logits, taken chunk by chunk.
+//!
+//! Whoever reads logits from memory and whoever makes them a tile at a time come to the same bits: both hand a row over
+//! in chunks of [`CHUNK`] columns, from the left. Everything is kept relative to the largest logit, so that logits of
+//! 1e4 cost no digits of the log-probabilities.
+
+use crate::float::{Float, max};
+
+/// Columns per chunk. A multiple of every panel width, and small enough for the first-level cache.
+pub(crate) const CHUNK: usize = 512;
+
+/// Accumulator lanes, fixed so that sums have the same bits on every machine.
+const LANES: usize = 32;
+
+/// Sums over the chunks seen so far; z = logit / temperature.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running<T> {
+    /// Largest z.
+    top: T,
+    /// Sum of exp(z - top).
+    total: T,
+    /// Sum of exp(z - top) (z - top).
+    weighted: T,
+}
+
+impl<T: Float> Running<T> {
+    /// Nothing seen.
+    pub const EMPTY: Self = Self { top: T::NEG_INFINITY, total: T::ZERO, weighted: T::ZERO };
+
+    /// Takes the next chunk of logits in; `inverse` is 1 / temperature.
+    #[inline(always)]
+    pub fn take(&mut self, x: &[T], inverse: T) {
+        let top = max(x) * inverse;
+        if top == T::NEG_INFINITY {
+            // Nothing possible here; `max` passes over NaN, which must not get lost.
+            if x.iter().any(|x| x.partial_cmp(x).is_none()) {
+                self.total = T::ZERO / T::ZERO;
+            }
+            return;
+        }
+        if top > self.top {
+            if self.total > T::ZERO {
+                let shift = self.top - top;
+                let factor = Float::exp(shift);
+                self.weighted =
+                    if factor > T::ZERO { (self.weighted + self.total * shift) * factor } else { T::ZERO };
+                self.total *= factor;
+            }
+            self.top = top;
+        }
+        let top = self.top;
+        let (mut totals, mut weights) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+        let mut step = |x: &[T]| {
+            for ((total, weight), &x) in totals.iter_mut().zip(&mut weights).zip(x) {
+                let z = x * inverse - top;
+                let e = Float::exp(z);
+                *total += e;
+                *weight += if e > T::ZERO { e * z } else { T::ZERO }; // an impossible token (-inf) adds nothing
+            }
+        };
+        let whole = x.chunks_exact(LANES);
+        let rest = whole.remainder();
+        whole.for_each(&mut step);
+        step(rest);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                totals[lane] += totals[lane + width];
+                weights[lane] += weights[lane + width];
+            }
+            width /= 2;
+        }
+        self.total += totals[0];
+        self.weighted += weights[0];
+    }
+
+    /// What the row comes to.
+    #[inline(always)]
+    pub fn finish(self) -> Summary<T> {
+        if self.top == T::NEG_INFINITY && self.total == T::ZERO {
+            return Summary { top: T::ZERO, log_total: T::ONE, mean: T::ONE };
+        }
+        Summary { top: self.top, log_total: Float::ln(self.total), mean: self.weighted / self.total }
+    }
+}
+
+/// A row's softmax in three numbers.
+///
+/// `mean` is never above 0, except in a row whose every logit is -infinity: that has `log_total` = `mean` = 1, which
+/// gives log-probabilities of -infinity, an entropy of 0 and no gradient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Summary<T> {
+    /// Largest z.
+    pub top: T,
+    /// log of the sum of exp(z - top).
+    pub log_total: T,
+    /// Mean of z - top under the softmax.
+    pub mean: T,
+}
+
+impl<T: Float> Summary<T> {
+    /// Of a whole row of logits.
+    #[inline(always)]
+    pub fn of(x: &[T], inverse: T) -> Self {
+        let mut running = Running::EMPTY;
+        x.chunks(CHUNK).for_each(|x| running.take(x, inverse));
+        running.finish()
+    }
+
+    /// log softmax at logit `x`.
+    #[inline(always)]
+    pub fn log_prob(&self, x: T, inverse: T) -> T {
+        (x * inverse - self.top) - self.log_total
+    }
+
+    #[inline(always)]
+    pub fn entropy(&self) -> T {
+        self.log_total - self.mean
+    }
+
+    /// Whether any logit is above -infinity.
+    #[inline(always)]
+    pub fn possible(&self) -> bool {
+        // NaN must not pass for impossible, or it would get lost.
+        !(self.mean > T::ZERO)
+    }
+
+    /// Writes the slope of `log * log_prob(chosen) + entropy * entropy()` with respect to logits `x` into `dx`, except
+    /// what the chosen one gets in addition: `log * inverse`. `log` and `entropy` already hold that factor.
+    #[inline(always)]
+    pub fn slopes(&self, x: &[T], inverse: T, log: T, entropy: T, dx: &mut [T]) {
+        for (dx, &x) in dx.iter_mut().zip(x) {
+            *dx = self.slope(x, inverse, log, entropy);
+        }
+    }
+
+    /// One of [`Summary::slopes`]: -p (log + entropy (z - mean)).
+    #[inline(always)]
+    pub fn slope(&self, x: T, inverse: T, log: T, entropy: T) -> T {
+        let z = x * inverse - self.top;
+        let p = Float::exp(z - self.log_total);
+        let off = if p > T::ZERO { z - self.mean } else { T::ZERO };
+        -p * (off * entropy + log)
+    }
+}
