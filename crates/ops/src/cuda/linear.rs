@@ -109,7 +109,8 @@ impl Linear {
             Ok(out)
         };
         let to_x = Gemm { m: rows, n: i, k: o, left_transposed: false, right_transposed: false, add: false };
-        let to_weight = Gemm { m: o, n: i, k: rows, left_transposed: true, right_transposed: false, add: false };
+        let to_weight =
+            Gemm { m: o, n: i, k: rows, left_transposed: true, right_transposed: false, add: false };
         let dx = needs[0].then(|| product(to_x, grad, weight)).transpose()?;
         let dw = needs[1].then(|| product(to_weight, grad, x)).transpose()?;
         Ok([dx, dw, db])

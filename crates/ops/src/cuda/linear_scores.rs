@@ -58,14 +58,8 @@ impl DeviceOp<2> for LinearScores {
         let launch = Launch::new([axis(s.n)?, 1, 1], BLOCK);
         for (start, rows) in s.chunks() {
             let dims = [rows, s.d];
-            let gemm = Gemm {
-                m: s.n,
-                n: rows,
-                k: s.d,
-                left_transposed: false,
-                right_transposed: true,
-                add: false,
-            };
+            let gemm =
+                Gemm { m: s.n, n: rows, k: s.d, left_transposed: false, right_transposed: true, add: false };
             machine.matmul(gemm, hidden, part(&weight, &dims, start), (&mut logits, 0))?;
             let args = &mut [
                 Arg::In(&logits, 0),
@@ -112,14 +106,8 @@ impl DeviceOp<2> for LinearScores {
         for (start, rows) in s.chunks() {
             let (dims, slope_dims) = ([rows, s.d], [s.n, rows]);
             let weight = part(&weight, &dims, start);
-            let logits = Gemm {
-                m: s.n,
-                n: rows,
-                k: s.d,
-                left_transposed: false,
-                right_transposed: true,
-                add: false,
-            };
+            let logits =
+                Gemm { m: s.n, n: rows, k: s.d, left_transposed: false, right_transposed: true, add: false };
             machine.matmul(logits, hidden, weight, (&mut slopes, 0))?;
             let args = &mut [
                 Arg::Out(&mut slopes),

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 
 use super::emulated::{Emulated, Memory};
 use super::{Array, Kept};
@@ -60,6 +60,18 @@ fn compare<O: Op<N>, const N: usize>(
     dtype: DType,
     offset: usize,
 ) {
+    compare_columns(what, make, dims, dtype, offset, None);
+}
+
+/// [`compare`] for operations whose results on the CPU have more columns than the `columns` that count.
+fn compare_columns<O: Op<N>, const N: usize>(
+    what: &str,
+    make: impl Fn() -> O,
+    dims: [&[usize]; N],
+    dtype: DType,
+    offset: usize,
+    columns: Option<usize>,
+) {
     let what = format!("{what} {dims:?} {dtype:?} offset {offset}");
     let mut numbers = Numbers(what.len() as u64);
     let data = dims.map(|dims| numbers.take(dtype, dims.iter().product(), 2.0));
@@ -72,7 +84,14 @@ fn compare<O: Op<N>, const N: usize>(
     }
 
     let (on_cpu, op, kept) = (make(), make(), Kept::new(true));
-    let (out, shape) = Op::forward(&on_cpu, views);
+    let (whole_out, whole_shape) = Op::forward(&on_cpu, views);
+    let width = whole_shape.dims().last().copied().unwrap_or(1);
+    let counted = columns.unwrap_or(width);
+    let out: Vec<f64> = whole_out.chunks(width).flat_map(|row| &row[..counted]).copied().collect();
+    let shape = match columns {
+        None => whole_shape.clone(),
+        Some(columns) => Shape::from((out.len() / columns, columns)),
+    };
     let made = well(&what, op.device_forward(&Emulated, arrays, &kept));
     assert_eq!(made.shape, shape, "{what}: shape");
     let out_dtype = made.buffer.dtype();
@@ -86,7 +105,10 @@ fn compare<O: Op<N>, const N: usize>(
     let grad_memory = Memory::of(out_dtype, &grad, offset);
     let out_array = Array { buffer: &made.buffer, offset: 0, dims: shape.dims(), dtype: out_dtype };
     let grad_array = Array { buffer: &grad_memory, offset, ..out_array };
-    let (out, grad) = (View { data: &out, dims: shape.dims() }, View { data: &grad, dims: shape.dims() });
+    let padding = vec![0.0; width - counted];
+    let grad: Vec<f64> = grad.chunks(counted).flat_map(|row| [row, padding.as_slice()].concat()).collect();
+    let whole_dims = whole_shape.dims();
+    let (out, grad) = (View { data: &whole_out, dims: whole_dims }, View { data: &grad, dims: whole_dims });
     let wanted = Op::backward(&on_cpu, views, out, grad, [true; N]);
     let run = |needs| well(&what, op.device_backward(&Emulated, arrays, out_array, grad_array, needs, &kept));
     let got = run([true; N]);
@@ -194,6 +216,18 @@ fn scores() {
             let targets =
                 Numbers(3).take(dtype, rows * vocab, 1.0).iter().map(|t| t.abs()).collect::<Vec<_>>();
             compare("cross_entropy_soft", || Soft(targets.clone()), [&[rows, vocab]], dtype, offset);
+        }
+    }
+}
+
+#[test]
+fn scores_from_hidden_states() {
+    for dtype in DTYPES {
+        // The last goes beyond one chunk of the vocabulary.
+        for (n, v, d, offset) in [(1, 3, 1, 0), (5, 33, 9, 1), (2, 8200, 4, 8)] {
+            let ids: Vec<u32> = (0..n as u32).map(|i| (i * 8195 + 1) % v as u32).collect();
+            let scores = || LinearScores { ids: ids.clone(), temperature: 0.7, uniform: false };
+            compare_columns("linear_scores", scores, [&[n, d], &[v, d]], dtype, offset, Some(2));
         }
     }
 }
