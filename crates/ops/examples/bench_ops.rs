@@ -227,7 +227,8 @@ fn adamw(rounds: usize) {
     let mut moments: Vec<(Tensor, Tensor)> =
         vars.iter().map(|v| (v.zeros_like().unwrap(), v.zeros_like().unwrap())).collect();
     let ours = &mut || {
-        let mut grads = ops::Grads::from_store(&store, params()).unwrap();
+        let mut grads = ops::Grads::new();
+        params().for_each(|(name, var)| grads.add_one(name, store.get(var).unwrap()).unwrap());
         ops::clip_grad_norm(&mut grads, 1.0).unwrap();
         optimizer.step(&grads, 1e-6).unwrap();
     };

@@ -32,14 +32,24 @@ thread_local! {
 /// Holds for the calling thread. candle's own operations still record when one of their arguments is
 /// a `Var`; call `detach` on those.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
+    set_grad(false, f)
+}
+
+/// Runs `f` with recording switched on or off.
+pub(crate) fn set_grad<R>(on: bool, f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
             GRAD.set(self.0);
         }
     }
-    let _restore = Restore(GRAD.replace(false));
+    let _restore = Restore(GRAD.replace(on));
     f()
+}
+
+/// Whether this thread records, see [`no_grad`].
+pub(crate) fn grad_is_on() -> bool {
+    GRAD.get()
 }
 
 /// A contiguous argument.

@@ -128,7 +128,7 @@ impl Critic {
             for part in order.chunks(self.config.batch) {
                 let ids = Tensor::new(part, &Device::Cpu)?;
                 let gap = (self.forward(&x.index_select(&ids, 0)?)? - y.index_select(&ids, 0)?)?;
-                let mut grads = Grads::from_store(&gap.sqr()?.mean_all()?.backward()?, self.net.trainable())?;
+                let mut grads = Grads::from_store(gap.sqr()?.mean_all()?.backward()?, self.net.trainable())?;
                 if clip_grad_norm(&mut grads, 1.0)?.finite {
                     self.adamw.step(&grads, self.config.lr)?;
                 }

@@ -152,7 +152,7 @@ impl Optimiser {
         self.skipped_in_a_row = 0;
         // A batch in which nothing is better than anything else has no gradient at all, which says nothing about reach.
         if !self.reach_checked && norm.norm > 0.0 {
-            let names = grads.unreached(self.adamw.names());
+            let names = grads.unreached(self.adamw.names())?;
             if !names.is_empty() {
                 return Err(Error::Unreached { stage: self.settings.stage, names });
             }

@@ -463,7 +463,7 @@ impl<'w> Rl<'w> {
             parts.clip_frac += loss.stat("clip_frac");
             parts.clip_frac_lower += loss.stat("clip_frac_lower");
             parts.max_ratio_gap = parts.max_ratio_gap.max(loss.max_ratio_gap);
-            grads.add(&loss.loss.backward()?, policy.params.trainable())?;
+            grads.add(loss.loss.backward()?, policy.params.trainable())?;
         }
         if let Some(rehearsal) = learner.rehearsal {
             parts.rehearsal = rehearsal.add_to(&mut grads, policy, learner.optimiser.updates())?;

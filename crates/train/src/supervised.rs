@@ -27,7 +27,7 @@ pub fn update(
     smoothing_bins: &[f64],
 ) -> Result<Values> {
     let loss = nll(policy, examples, smoothing_bins, false)?.mean_all()?;
-    let mut grads = Grads::from_store(&loss.backward()?, policy.params.trainable())?;
+    let mut grads = Grads::from_store(loss.backward()?, policy.params.trainable())?;
     let report = optimiser.step(&mut grads)?;
     let mut values = Values::new();
     values.insert("loss".into(), f64::from(loss.to_scalar::<f32>()?));
@@ -93,7 +93,7 @@ impl Rehearsal<'_> {
             examples.extend(play.draw(policy, first, batch)?);
         }
         let loss = nll(policy, &examples, &self.smoothing_bins, false)?.mean_all()?;
-        grads.add(&(&loss * self.coef)?.backward()?, policy.params.trainable())?;
+        grads.add((&loss * self.coef)?.backward()?, policy.params.trainable())?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 }

@@ -1,16 +1,17 @@
 //! Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), in PyTorch's form.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::grads::{CHUNK, Grads, Numbers};
+use super::grads::Grads;
+use super::params::{Loading, Param, ParamGroup, check_grads, for_each, slots, step_tensor};
+use super::storage::{CHUNK, Element, change, read, slice_mut};
 use crate::float::Float;
 use crate::simd::{Kernel, Level, dispatch};
-use crate::{Error, Result, check};
+use crate::{Result, check};
 
 /// Numbers of [`AdamW`] that are the same for all parameters. Defaults are PyTorch's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,51 +31,33 @@ impl Default for AdamWConfig {
     }
 }
 
-/// Parameters that are decayed alike.
-#[derive(Clone, Debug)]
-pub struct ParamGroup {
-    /// Names and variables, f32 or f64.
-    pub params: Vec<(String, Var)>,
-    /// Share of a weight that one update at learning rate 1 removes, 0 or more.
-    pub weight_decay: f64,
-    /// Factor on the learning rate, 0 or more.
-    pub lr_scale: f64,
-}
-
-impl ParamGroup {
-    /// Two groups: parameters for which `decays` holds get `weight_decay`, the others none.
-    pub fn split<'a>(
-        params: impl IntoIterator<Item = (&'a str, &'a Var)>,
-        weight_decay: f64,
-        decays: impl Fn(&str, &Var) -> bool,
-    ) -> Vec<ParamGroup> {
-        let (with, without) = params
-            .into_iter()
-            .map(|(name, var)| (name.to_string(), var.clone()))
-            .partition(|(name, var)| decays(name, var));
-        let group = |params, weight_decay| ParamGroup { params, weight_decay, lr_scale: 1.0 };
-        vec![group(with, weight_decay), group(without, 0.0)]
-    }
-}
-
-/// A parameter and its moments.
-struct Slot {
-    var: Var,
-    weight_decay: f64,
-    lr_scale: f64,
-    exp_avg: Numbers,
-    exp_avg_sq: Numbers,
+/// Running means of a parameter, of its shape and dtype and on its device.
+struct Moments {
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
     step: u64,
 }
 
 /// The optimiser. Weights are changed in place, so that every tensor that shares their memory follows. Moments are f32
-/// (f64 for f64 parameters).
+/// (f64 for f64 parameters). An update reads and writes every number once: clipping and decay happen on the way.
 pub struct AdamW {
     config: AdamWConfig,
-    slots: BTreeMap<String, Slot>,
+    slots: BTreeMap<String, (Param, Moments)>,
 }
 
-const STATE: &str = "AdamW::load_state";
+impl AdamWConfig {
+    /// Refuses numbers outside their range.
+    ///
+    /// # Errors
+    /// Which one, and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        const OP: &str = "AdamW::new";
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        check::value(OP, "beta1", self.beta1, unit(self.beta1), "in [0, 1)")?;
+        check::value(OP, "beta2", self.beta2, unit(self.beta2), "in [0, 1)")?;
+        check::value(OP, "eps", self.eps, self.eps > 0.0 && self.eps.is_finite(), "above 0")
+    }
+}
 
 impl AdamW {
     /// Moments zero.
@@ -82,26 +65,12 @@ impl AdamW {
     /// # Errors
     /// Numbers outside their range, a parameter named twice, or one that is neither f32 nor f64.
     pub fn new(groups: Vec<ParamGroup>, config: AdamWConfig) -> Result<Self> {
-        const OP: &str = "AdamW::new";
-        let unit = |x: f64| (0.0..1.0).contains(&x);
-        check::value(OP, "beta1", config.beta1, unit(config.beta1), "in [0, 1)")?;
-        check::value(OP, "beta2", config.beta2, unit(config.beta2), "in [0, 1)")?;
-        check::value(OP, "eps", config.eps, config.eps > 0.0 && config.eps.is_finite(), "above 0")?;
-        let mut slots = BTreeMap::new();
-        for ParamGroup { params, weight_decay, lr_scale } in groups {
-            let ok = |x: f64| x >= 0.0 && x.is_finite();
-            check::value(OP, "weight_decay", weight_decay, ok(weight_decay), "0 or more")?;
-            check::value(OP, "lr_scale", lr_scale, ok(lr_scale), "0 or more")?;
-            for (name, var) in params {
-                check::float(OP, "params", &var)?;
-                let (exp_avg, exp_avg_sq) = (Numbers::zeros(&var), Numbers::zeros(&var));
-                let slot = Slot { var, weight_decay, lr_scale, exp_avg, exp_avg_sq, step: 0 };
-                if slots.insert(name.clone(), slot).is_some() {
-                    return Err(Error::Parameter { what: OP, name, problem: "stands in two groups".into() });
-                }
-            }
-        }
-        Ok(Self { config, slots })
+        config.validate()?;
+        let zeros = |var: &Var| -> Result<Moments> {
+            let (exp_avg, exp_avg_sq) = (var.zeros_like()?.detach(), var.zeros_like()?.detach());
+            Ok(Moments { exp_avg, exp_avg_sq, step: 0 })
+        };
+        Ok(Self { config, slots: slots("AdamW::new", groups, zeros)? })
     }
 
     /// The settings.
@@ -122,41 +91,15 @@ impl AdamW {
     /// A gradient of a parameter that is in no group or has another shape or dtype, `lr` negative or not finite; then
     /// nothing has changed.
     pub fn step(&mut self, grads: &Grads, lr: f64) -> Result<()> {
-        const OP: &str = "AdamW::step";
-        check::value(OP, "lr", lr, lr >= 0.0 && lr.is_finite(), "0 or more")?;
-        for (name, grad) in &grads.entries {
-            let problem = match self.slots.get(name) {
-                None => "has a gradient but is in no group".to_string(),
-                Some(slot) if slot.var.dims() != grad.dims => {
-                    format!("is {:?}, its gradient {:?}", slot.var.dims(), grad.dims)
-                }
-                Some(slot) if !same_kind(&slot.exp_avg, &grad.data) => {
-                    format!("is {:?}, its gradient of another dtype", slot.var.dtype())
-                }
-                Some(_) => continue,
-            };
-            return Err(Error::Parameter { what: OP, name: name.clone(), problem });
-        }
+        check_grads("AdamW::step", &self.slots, grads, lr)?;
         let config = self.config;
-        for (name, slot) in &mut self.slots {
-            let Some(grad) = grads.entries.get(name) else { continue };
-            slot.step += 1;
-            let lr = lr * slot.lr_scale;
-            let correction = |beta: f64| 1.0 - beta.powf(slot.step as f64);
-            let rule = Rule {
-                config,
-                keep: 1.0 - lr * slot.weight_decay,
-                rate: lr / correction(config.beta1),
-                root: correction(config.beta2).sqrt().recip(),
-            };
-            let update = Update {
-                rule,
-                grad: &grad.data,
-                moments: RefCell::new((&mut slot.exp_avg, &mut slot.exp_avg_sq)),
-            };
-            slot.var.inplace_op1(&update)?;
-        }
-        Ok(())
+        for_each(&mut self.slots, grads, |param, moments, grad| {
+            moments.step += 1;
+            let rule = Rule::new(config, param, moments.step, lr, grads.factor);
+            let (exp_avg, exp_avg_sq) = (&moments.exp_avg, &moments.exp_avg_sq);
+            param.var.inplace_op1(&Update { rule, grad, exp_avg, exp_avg_sq })?;
+            Ok(())
+        })
     }
 
     /// Everything needed to go on bit for bit: `exp_avg.NAME` and `exp_avg_sq.NAME` of the parameter's shape, and
@@ -166,11 +109,10 @@ impl AdamW {
     /// candle cannot make a tensor.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
-        for (name, slot) in &self.slots {
-            let dims = slot.var.dims();
-            state.insert(format!("exp_avg.{name}"), slot.exp_avg.tensor(dims)?);
-            state.insert(format!("exp_avg_sq.{name}"), slot.exp_avg_sq.tensor(dims)?);
-            state.insert(format!("step.{name}"), Tensor::new(&[slot.step as i64], slot.var.device())?);
+        for (name, (param, moments)) in &self.slots {
+            state.insert(format!("exp_avg.{name}"), moments.exp_avg.copy()?);
+            state.insert(format!("exp_avg_sq.{name}"), moments.exp_avg_sq.copy()?);
+            state.insert(format!("step.{name}"), step_tensor(moments.step, &param.var)?);
         }
         Ok(state)
     }
@@ -180,68 +122,62 @@ impl AdamW {
     /// # Errors
     /// A tensor is missing, unexpected, or has another shape or dtype; then nothing has changed.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let problem =
-            |name: &str, problem: String| Error::Parameter { what: STATE, name: name.to_string(), problem };
+        let loading = Loading { what: "AdamW::load_state", state };
         let mut loaded = Vec::with_capacity(self.slots.len());
-        for (name, slot) in &self.slots {
-            let find = |kind: &str| {
-                let full = format!("{kind}.{name}");
-                state.get(&full).ok_or_else(|| problem(name, format!("`{full}` is missing")))
-            };
-            let moment = |kind: &str| -> Result<Numbers> {
-                let tensor = find(kind)?;
-                let (got, wanted) = (tensor.dims(), slot.var.dims());
-                if got != wanted || tensor.dtype() != slot.var.dtype() {
-                    let (is, want) = (tensor.dtype(), slot.var.dtype());
-                    let text = format!("`{kind}` is {got:?} {is:?}, the parameter {wanted:?} {want:?}");
-                    return Err(problem(name, text));
-                }
-                Numbers::read(tensor)
-            };
-            let step = find("step")?;
-            let steps = step.to_dtype(candle_core::DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-            let &[step] = steps.as_slice() else {
-                return Err(problem(name, format!("`step` is {:?}, expected [1]", step.dims())));
-            };
-            let step = u64::try_from(step).map_err(|_| problem(name, format!("`step` is {step}")))?;
-            loaded.push((moment("exp_avg")?, moment("exp_avg_sq")?, step));
+        for (name, (param, _)) in &self.slots {
+            let (dims, dtype) = (param.var.dims(), param.var.dtype());
+            loaded.push(Moments {
+                exp_avg: loading.tensor("exp_avg", name, dims, dtype)?,
+                exp_avg_sq: loading.tensor("exp_avg_sq", name, dims, dtype)?,
+                step: loading.step(name)?,
+            });
         }
-        let known = |full: &str| {
-            full.split_once('.').is_some_and(|(kind, name)| {
-                ["exp_avg", "exp_avg_sq", "step"].contains(&kind) && self.slots.contains_key(name)
-            })
-        };
-        if let Some(name) = state.keys().find(|name| !known(name)) {
-            return Err(problem(name, "belongs to no parameter".into()));
-        }
-        for (slot, (exp_avg, exp_avg_sq, step)) in self.slots.values_mut().zip(loaded) {
-            (slot.exp_avg, slot.exp_avg_sq, slot.step) = (exp_avg, exp_avg_sq, step);
-        }
+        loading.nothing_else(&["exp_avg", "exp_avg_sq", "step"], &self.slots)?;
+        self.slots.values_mut().zip(loaded).for_each(|((_, moments), loaded)| *moments = loaded);
         Ok(())
+    }
+
+    /// Bytes of the moments.
+    pub fn state_bytes(&self) -> usize {
+        self.slots.values().map(|(_, m)| 2 * m.exp_avg.elem_count() * m.exp_avg.dtype().size_in_bytes()).sum()
     }
 }
 
-fn same_kind(a: &Numbers, b: &Numbers) -> bool {
-    matches!((a, b), (Numbers::F32(_), Numbers::F32(_)) | (Numbers::F64(_), Numbers::F64(_)))
-}
-
 /// The numbers of one update of one parameter.
-#[derive(Clone, Copy)]
-struct Rule {
-    config: AdamWConfig,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    pub(crate) config: AdamWConfig,
+    /// What the gradient is multiplied by.
+    pub(crate) factor: f64,
     /// 1 - lr * weight decay
-    keep: f64,
+    pub(crate) keep: f64,
     /// lr / (1 - beta1^t)
-    rate: f64,
+    pub(crate) rate: f64,
     /// 1 / sqrt(1 - beta2^t)
-    root: f64,
+    pub(crate) root: f64,
 }
 
-struct Update<'a> {
-    rule: Rule,
-    grad: &'a Numbers,
-    /// candle hands operations out by shared reference.
-    moments: RefCell<(&'a mut Numbers, &'a mut Numbers)>,
+impl Rule {
+    /// Of the update that brings the count to `step`.
+    pub(super) fn new(config: AdamWConfig, param: &Param, step: u64, lr: f64, factor: f64) -> Self {
+        let lr = lr * param.lr_scale;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        Rule {
+            config,
+            factor,
+            keep: 1.0 - lr * param.weight_decay,
+            rate: lr / correction(config.beta1),
+            root: correction(config.beta2).sqrt().recip(),
+        }
+    }
+}
+
+/// The update of one parameter, in place of the weights and both moments.
+pub(crate) struct Update<'a> {
+    pub(crate) rule: Rule,
+    pub(crate) grad: &'a Tensor,
+    pub(crate) exp_avg: &'a Tensor,
+    pub(crate) exp_avg_sq: &'a Tensor,
 }
 
 impl InplaceOp1 for Update<'_> {
@@ -250,21 +186,22 @@ impl InplaceOp1 for Update<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("adamw: the parameter is not contiguous")
-        };
-        let mut moments = self.moments.borrow_mut();
-        let (m, v) = &mut *moments;
-        match (storage, self.grad, m, v) {
-            (CpuStorage::F32(w), Numbers::F32(g), Numbers::F32(m), Numbers::F32(v)) => {
-                self.rule.update(&mut w[start..end], g, m, v);
-            }
-            (CpuStorage::F64(w), Numbers::F64(g), Numbers::F64(m), Numbers::F64(v)) => {
-                self.rule.update(&mut w[start..end], g, m, v);
-            }
-            _ => candle_core::bail!("adamw: parameter, gradient and moments differ in dtype"),
+        match storage {
+            CpuStorage::F64(_) => self.run(slice_mut::<f64>(storage, layout)?),
+            _ => self.run(slice_mut::<f32>(storage, layout)?),
         }
-        Ok(())
+    }
+}
+
+impl Update<'_> {
+    fn run<T: Element + Float>(&self, weights: &mut [T]) -> candle_core::Result<()> {
+        read(self.grad, |grad: &[T]| {
+            change(self.exp_avg, |exp_avg| {
+                change(self.exp_avg_sq, |exp_avg_sq| {
+                    self.rule.update(weights, grad, exp_avg, exp_avg_sq);
+                })
+            })
+        })??
     }
 }
 
@@ -280,12 +217,14 @@ impl<T: Float> Kernel for Step<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Rule { config, keep, rate, root } = self.rule;
+        let Rule { config, factor, keep, rate, root } = self.rule;
         let (beta1, beta2) = (T::of(config.beta1), T::of(config.beta2));
         let (rest1, rest2) = (T::of(1.0 - config.beta1), T::of(1.0 - config.beta2));
         let (keep, rate, root, eps) = (T::of(keep), T::of(rate), T::of(root), T::of(config.eps));
+        let factor = T::of(factor);
         let moments = self.exp_avg.iter_mut().zip(self.exp_avg_sq);
         for ((w, &g), (m, v)) in self.weights.iter_mut().zip(self.grad).zip(moments) {
+            let g = g * factor;
             *m = *m * beta1 + g * rest1;
             *v = *v * beta2 + g * g * rest2;
             *w = *w * keep - *m / (Float::sqrt(*v) * root + eps) * rate;
