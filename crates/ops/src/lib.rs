@@ -7,12 +7,14 @@
 mod activation;
 mod attention;
 mod check;
+mod checkpoint;
+mod conv;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
-mod checkpoint;
 mod embedding;
 mod error;
 mod float;
+mod half_weights;
 pub mod host;
 mod linear;
 mod linear_scores;
@@ -30,9 +32,11 @@ mod simd;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
 pub use attention::{AttentionMask, attention};
-pub use embedding::embedding;
 pub use checkpoint::checkpoint;
+pub use conv::conv2d;
+pub use embedding::embedding;
 pub use error::{Error, Result};
+pub use half_weights::{embedding_half, linear_half};
 pub use linear::{linear, linear_act};
 pub use linear_scores::{linear_cross_entropy, linear_scores};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};

@@ -99,6 +99,14 @@ impl<T> Target<T> {
     pub fn uninit(data: &mut [MaybeUninit<T>]) -> Self {
         Target(data.as_mut_ptr().cast())
     }
+    /// The destination from element `at` on.
+    ///
+    /// # Safety
+    /// `at` must lie inside.
+    pub unsafe fn from(&self, at: usize) -> Self {
+        // SAFETY: granted by the caller.
+        Target(unsafe { self.0.add(at) })
+    }
 }
 
 impl<T: Float> Product<'_, T> {

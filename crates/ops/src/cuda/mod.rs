@@ -70,3 +70,11 @@ pub(crate) trait DeviceOp<const N: usize> {
         candle_core::bail!("there is no CUDA kernel for its gradient yet; move its arguments to the CPU")
     }
 }
+
+// Without kernels. A sum and its norm are two operations on a device; bf16 weights are what `linear` takes there; a
+// convolution whose stride is its kernel is `patches2d` and `linear`.
+impl DeviceOp<2> for crate::norm::AddNorm {}
+impl DeviceOp<1> for crate::half_weights::LinearHalf {}
+impl DeviceOp<2> for crate::half_weights::LinearHalf {}
+impl DeviceOp<2> for crate::conv::Conv2d {}
+impl DeviceOp<3> for crate::conv::Conv2d {}

@@ -5,7 +5,7 @@ use candle_core::{DType, Result};
 use super::launch::{Arg, Array, Launch, Machine, axis, symbol};
 use super::linear::finish_column_sum;
 use super::{DeviceOp, Kept, Made};
-use crate::norm::{AddNorm, Kind, Norm};
+use crate::norm::{Kind, Norm};
 
 /// Rows per partial sum of the gradients of weight and bias. Part of the result's bits.
 const PART: usize = 16;
@@ -129,6 +129,3 @@ impl DeviceOp<3> for Norm {
         self.backward_on(machine, [x, weight], grad, kept, needs)
     }
 }
-
-/// Not used on a device yet: there the sum and its norm are two operations.
-impl DeviceOp<2> for AddNorm {}
