@@ -8,7 +8,7 @@ use efference_viz::wilson;
 
 /// Names of metrics with the word for them and how to write them; the first name of a word that is there counts.
 type Shown = (&'static str, &'static str, fn(f64) -> String);
-const SHOWN: [Shown; 10] = [
+const SHOWN: [Shown; 11] = [
     ("success", "success", percent),
     ("reward", "reward", two),
     ("loss", "loss", three),
@@ -19,6 +19,7 @@ const SHOWN: [Shown; 10] = [
     ("skipped_steps", "skipped", whole_unless_zero),
     ("speed/env_steps_per_s", "env steps/s", thousands),
     ("speed/tokens_per_s", "tokens/s", thousands),
+    ("memory/peak_bytes", "peak", bytes),
 ];
 
 /// The numbers worth watching, in one line; those that a stage does not have are left out.
@@ -79,6 +80,12 @@ fn exponent(x: f64) -> String {
 
 fn whole_unless_zero(x: f64) -> String {
     if x == 0.0 { String::new() } else { format!("{x:.0}") }
+}
+
+/// `950 MiB`, `4.6 GiB`.
+fn bytes(x: f64) -> String {
+    const MIB: f64 = (1u64 << 20) as f64;
+    if x < 1000.0 * MIB { format!("{:.0} MiB", x / MIB) } else { format!("{:.1} GiB", x / MIB / 1024.0) }
 }
 
 /// `950`, `12.3k`, `4.56M`.

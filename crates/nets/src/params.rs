@@ -57,10 +57,19 @@ impl ParamStore {
         ParamPath { store: self, prefix: String::new(), constant: true }
     }
 
-    /// Weights whose name starts with one of `prefixes` are no longer trained. Networks see it when they are made (or
-    /// made again) from this store afterwards.
-    pub fn freeze(&mut self, prefixes: &[&str]) {
-        self.frozen = prefixes.iter().map(|p| p.to_string()).collect();
+    /// Weights that `patterns` name are no longer trained: no gradient is computed for them and no optimiser holds
+    /// moments of theirs. Networks see it when they are made (or made again) from this store afterwards.
+    ///
+    /// A pattern is the beginning of a name; with `*`, which stands for any text, it is a whole name. A pattern after
+    /// `!` is trained after all; the last one that fits decides. `["*", "!*.lora_*"]` trains adapters only.
+    pub fn freeze<S: AsRef<str>>(&mut self, patterns: &[S]) {
+        self.frozen = patterns.iter().map(|p| p.as_ref().to_string()).collect();
+    }
+
+    /// Patterns of [`freeze`](Self::freeze) that fit no weight there is.
+    pub fn idle_patterns(&self) -> impl Iterator<Item = &str> {
+        let idle = |pattern: &&str| !self.vars.keys().any(|name| fits(pattern.trim_start_matches('!'), name));
+        self.frozen.iter().map(String::as_str).filter(idle)
     }
 
     /// The weights that are trained, sorted by name: all that are not frozen.
@@ -69,7 +78,15 @@ impl ParamStore {
     }
 
     fn is_frozen(&self, name: &str) -> bool {
-        self.frozen.iter().any(|prefix| name.starts_with(prefix.as_str()))
+        let mut frozen = false;
+        for pattern in &self.frozen {
+            let (pattern, freezes) =
+                pattern.strip_prefix('!').map_or((pattern.as_str(), true), |p| (p, false));
+            if fits(pattern, name) {
+                frozen = freezes;
+            }
+        }
+        frozen
     }
 
     /// Names and weights, sorted by name.
@@ -241,6 +258,21 @@ impl ParamPath<'_> {
     }
 }
 
+/// Whether `pattern` names `name`, see [`ParamStore::freeze`].
+fn fits(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return true };
+    for part in parts {
+        // The earliest place leaves most room for what follows.
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
 /// FNV-1a over the name, started from the seed: stable across platforms and versions.
 fn seed_of(seed: u64, name: &str) -> u64 {
     name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
@@ -349,6 +381,31 @@ mod tests {
         assert_eq!(store.trainable().map(|(name, _)| name).collect::<Vec<_>>(), ["a.bias"]);
         store.vars()["a.bias"].set(&Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap()).unwrap();
         assert_eq!(constant.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn patterns_name_weights_and_the_last_one_decides() {
+        for (pattern, name, fit) in [
+            ("a.", "a.weight", true),
+            ("a.weight", "a.weight", true),
+            ("a.w", "b.a.weight", false),
+            ("*.weight", "a.weight", true),
+            ("*.weight", "a.weight_norm", false),
+            ("a.*.q.*t", "a.0.q.weight", true),
+            ("a.*.q.*t", "a.q.weight", false),
+            ("*ab*ab", "xab", false),
+            ("*ab*ab", "xabab", true),
+            ("*", "anything", true),
+        ] {
+            assert_eq!(fits(pattern, name), fit, "{pattern} {name}");
+        }
+        let mut store = store(1);
+        let trained = |store: &ParamStore| store.trainable().map(|(n, _)| n.to_string()).collect::<Vec<_>>();
+        store.freeze(&["*", "!*.bias", "nothing.*"]);
+        assert_eq!(trained(&store), ["a.bias"]);
+        assert_eq!(store.idle_patterns().collect::<Vec<_>>(), ["nothing.*"]);
+        store.freeze(&["!*.bias", "a."]);
+        assert!(trained(&store).is_empty());
     }
 
     #[test]

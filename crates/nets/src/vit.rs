@@ -20,6 +20,7 @@ pub struct SiglipVision {
     positions: Tensor,    // [N, D]
     blocks: Vec<Block>,
     post_layernorm: LayerNorm,
+    gradient_checkpointing: bool,
 }
 
 #[derive(Clone)]
@@ -57,7 +58,20 @@ impl SiglipVision {
             .map(|i| Block::new(&mut layers.pp(&i.to_string()), config))
             .collect::<Result<_>>()?;
         let post_layernorm = LayerNorm::new(model.pp("post_layernorm"), d, config.layer_norm_eps)?;
-        Ok(Self { patch_size: p, patch_weight, patch_bias, positions, blocks, post_layernorm })
+        Ok(Self {
+            patch_size: p,
+            patch_weight,
+            patch_bias,
+            positions,
+            blocks,
+            post_layernorm,
+            gradient_checkpointing: false,
+        })
+    }
+
+    /// As [`Llama::set_gradient_checkpointing`](crate::llama::Llama::set_gradient_checkpointing).
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.gradient_checkpointing = on;
     }
 
     /// Normalised images [B, 3, S, S] to patch features [B, N, D], patches row by row.
@@ -70,7 +84,12 @@ impl SiglipVision {
         let x = ops::linear(&patches, &weight, Some(&self.patch_bias))?; // [B, N, D]
         let mut x = x.broadcast_add(&self.positions)?; // [B, N, D]
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = if self.gradient_checkpointing {
+                let block = block.clone();
+                ops::checkpoint(&[&x], move |x| block.forward(&x[0]))?
+            } else {
+                block.forward(&x)?
+            };
         }
         self.post_layernorm.forward(&x)
     }

@@ -100,6 +100,13 @@ impl Vla {
         Ok(Self { trained, constant, special, config: config.clone(), device })
     }
 
+    /// Whether the blocks of encoder and decoder keep only their inputs for the backward pass, see
+    /// [`Llama::set_gradient_checkpointing`].
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.trained.vision.set_gradient_checkpointing(on);
+        self.trained.language.set_gradient_checkpointing(on);
+    }
+
     /// The network's shape.
     pub fn config(&self) -> &VlaConfig {
         &self.config

@@ -164,7 +164,7 @@ fn network(rounds: usize) -> (f64, f64, f64) {
         let store = net.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();
         pass = pass.min(start.elapsed().as_secs_f64());
         let start = Instant::now();
-        let mut grads = ops::Grads::from_store(&store, params()).unwrap();
+        let mut grads = ops::Grads::from_store(store, params()).unwrap();
         ops::clip_grad_norm(&mut grads, 1.0).unwrap();
         optimizer.step(&grads, 1e-6).unwrap();
         update = update.min(start.elapsed().as_secs_f64());

@@ -34,7 +34,7 @@ use crate::op::{grad_is_on, set_grad};
 /// Under [`crate::no_grad`], and where nothing in `f` is trained, this is `f(inputs)`.
 ///
 /// # Errors
-/// What `f` says. In the backward pass the same error comes wrapped, with a line that says where it happened.
+/// What `f` says. In the backward pass the same comes as candle's error, with a line that says where it happened.
 pub fn checkpoint<F, E>(inputs: &[&Tensor], f: F) -> std::result::Result<Tensor, E>
 where
     F: Fn(&[Tensor]) -> std::result::Result<Tensor, E> + Send + Sync + 'static,
@@ -64,10 +64,17 @@ where
     for source in &sources {
         chain = source.apply_op2(&chain, Link { id: source.id(), gradients: shared.clone() })?;
     }
-    let recompute = move |inputs: &[Tensor]| f(inputs).map_err(candle_core::Error::wrap);
+    let recompute =
+        move |inputs: &[Tensor]| f(inputs).map_err(|error| candle_core::Error::msg(story(&error)));
     let inputs = inputs.iter().map(|&input| input.clone()).collect();
     let piece = Piece { inputs, output: Mutex::new(Some(output)), recompute, gradients: shared };
     Ok(chain.apply_op1(piece)?)
+}
+
+/// An error and its causes in one line: candle's errors carry text only.
+fn story(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Gradients on their way from a [`Piece`] to its [`Link`]s.

@@ -41,7 +41,10 @@ pub use linear::{linear, linear_act};
 pub use linear_scores::{linear_cross_entropy, linear_scores};
 pub use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use op::no_grad;
-pub use optim::{AdamW, AdamWConfig, GradNorm, Grads, ParamGroup, Schedule, clip_grad_norm};
+pub use optim::{
+    Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Ema, EmaConfig, GradNorm, Grads, Optimizer,
+    OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
+};
 pub use patches::{patches2d, patches3d, patchify};
 pub use rotary::RotaryTable;
 pub use rotary_axes::{AxialRotary, RotaryAngles};

@@ -154,10 +154,12 @@ fn backward<O: Op<N>, const N: usize>(
         }
         let out_view = view(O::NAME, cpu_storage(O::NAME, &out_held.0)?, out_held.1)?;
         let grad_view = view(O::NAME, cpu_storage(O::NAME, &grad_held.0)?, grad_held.1)?;
-        let grads = op.backward::<T>(views, out_view, grad_view, args.map(Tensor::track_op));
+        let needs = args.map(Tensor::track_op);
+        let grads = op.backward::<T>(views, out_view, grad_view, needs);
         let mut tensors = [const { None }; N];
-        for ((slot, data), arg) in tensors.iter_mut().zip(grads).zip(args) {
-            if let Some(data) = data {
+        for (((slot, data), arg), needed) in tensors.iter_mut().zip(grads).zip(args).zip(needs) {
+            // What nobody wants would still be added up and kept by candle.
+            if let Some(data) = data.filter(|_| needed) {
                 *slot = Some(Tensor::from_vec(data, arg.shape(), arg.device())?);
             }
         }

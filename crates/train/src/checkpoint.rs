@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! checkpoints/00000120/model.safetensors       weights, f32, Hugging Face names
-//!                      optimizer.safetensors   moments of AdamW, f32
+//!                      optimizer.safetensors   state of the optimiser, averages of the weights
 //!                      state.json              the rest, with a checksum of each file beside it
 //! checkpoints/last     00000120                written when the folder is complete and on disk
 //! checkpoints/best     00000090

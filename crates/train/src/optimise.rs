@@ -1,10 +1,13 @@
 //! One optimiser step and what guards it.
 
 use efference_nets::ParamStore;
-use efference_ops::{AdamW, AdamWConfig, Grads, ParamGroup, Schedule, clip_grad_norm};
+use efference_ops::{
+    AdafactorConfig, AdamWConfig, Ema, EmaConfig, Grads, Optimizer, OptimizerConfig as Kind, ParamGroup,
+    Schedule, clip_grad_norm,
+};
 
 use crate::checkpoint::Tensors;
-use crate::config::{PretrainConfig, RlConfig, SftConfig};
+use crate::config::{OptimizerConfig, PretrainConfig, RlConfig, SftConfig};
 use crate::error::{Error, Result};
 
 /// Settings that all stages share.
@@ -20,6 +23,10 @@ pub struct OptimiserSettings {
     pub max_grad_norm: f64,
     /// Learning rate over updates.
     pub schedule: Schedule,
+    /// Which optimiser.
+    pub kind: Kind,
+    /// Average of the weights, if one is kept.
+    pub ema: Option<EmaConfig>,
 }
 
 fn schedule(kind: &str, warmup_steps: usize, total_steps: usize) -> Schedule {
@@ -42,6 +49,8 @@ macro_rules! settings_of {
             weight_decay: $config.weight_decay,
             max_grad_norm: $config.max_grad_norm,
             schedule: schedule(&$config.schedule, $config.warmup_steps, $total),
+            kind: Kind::default(),
+            ema: None,
         }
     };
 }
@@ -62,6 +71,22 @@ impl OptimiserSettings {
         settings_of!(config, "rl", config.iterations * Self::rl_updates(config))
     }
 
+    /// With the optimiser of `[optimizer]` in place of plain AdamW.
+    #[must_use]
+    pub fn with(mut self, config: &OptimizerConfig) -> Self {
+        let adamw = AdamWConfig { beta1: config.beta1, beta2: config.beta2, ..AdamWConfig::default() };
+        self.kind = match config.kind.as_str() {
+            "adamw8bit" => Kind::AdamW8bit(adamw),
+            "adafactor" => Kind::Adafactor(AdafactorConfig {
+                scale_parameter: config.scale_parameter,
+                ..AdafactorConfig::default()
+            }),
+            _ => Kind::AdamW(adamw),
+        };
+        self.ema = (config.ema > 0.0).then_some(EmaConfig { decay: config.ema, warmup: config.ema_warmup });
+        self
+    }
+
     /// Most updates that one iteration of `[rl]` can take.
     pub fn rl_updates(config: &RlConfig) -> usize {
         config.epochs * (config.prompts * config.group).div_ceil(config.mini_batch)
@@ -79,10 +104,11 @@ pub struct StepReport {
     pub skipped: bool,
 }
 
-/// AdamW with schedule, clipping, and two guards: gradients that are not finite change nothing, and before the first
-/// update every trainable weight must have received a gradient.
+/// An optimiser with schedule, clipping, an average of the weights if wanted, and two guards: gradients that are not
+/// finite change nothing, and before the first update every trainable weight must have received a gradient.
 pub struct Optimiser {
-    adamw: AdamW,
+    inner: Optimizer,
+    ema: Option<Ema>,
     settings: OptimiserSettings,
     max_norm: f64,
     updates: u64,
@@ -105,9 +131,11 @@ impl Optimiser {
         settings.schedule.validate()?;
         let groups = ParamGroup::split(params.trainable(), settings.weight_decay, ParamStore::decays);
         let max_norm = if settings.max_grad_norm > 0.0 { settings.max_grad_norm } else { f64::INFINITY };
-        let adamw = AdamW::new(groups, AdamWConfig::default())?;
+        let inner = Optimizer::new(groups, settings.kind)?;
+        let ema = settings.ema.map(|config| Ema::new(params.trainable(), config)).transpose()?;
         Ok(Self {
-            adamw,
+            inner,
+            ema,
             settings,
             max_norm,
             updates: 0,
@@ -152,24 +180,50 @@ impl Optimiser {
         self.skipped_in_a_row = 0;
         // A batch in which nothing is better than anything else has no gradient at all, which says nothing about reach.
         if !self.reach_checked && norm.norm > 0.0 {
-            let names = grads.unreached(self.adamw.names())?;
+            let names = grads.unreached(self.inner.names())?;
             if !names.is_empty() {
                 return Err(Error::Unreached { stage: self.settings.stage, names });
             }
             self.reach_checked = true;
         }
-        self.adamw.step(grads, lr)?;
+        self.inner.step(grads, lr)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update()?;
+        }
         self.updates += 1;
         self.position = self.position.map(|at| at + 1);
         Ok(StepReport { grad_norm: norm.norm, lr, skipped: false })
     }
 
-    /// Moments, for a checkpoint.
+    /// Runs `act` with the averages in place of the weights, if `averaged` and there are any.
+    ///
+    /// # Errors
+    /// What `act` says; the weights are back in any case.
+    pub fn acting<R>(&mut self, averaged: bool, act: impl FnOnce() -> Result<R>) -> Result<R> {
+        let Some(ema) = self.ema.as_mut().filter(|_| averaged) else { return act() };
+        ema.swap()?;
+        let result = act();
+        ema.swap()?;
+        result
+    }
+
+    /// Moments, and averages under `average/`, for a checkpoint.
     ///
     /// # Errors
     /// No memory for the copy.
     pub fn state(&self) -> Result<Tensors> {
-        Ok(self.adamw.state()?)
+        let mut state = self.inner.state()?;
+        state.extend(self.averages()?);
+        Ok(state)
+    }
+
+    /// The part of [`state`](Self::state) that outlives the stage: the averages.
+    ///
+    /// # Errors
+    /// No memory for the copy.
+    pub fn averages(&self) -> Result<Tensors> {
+        let Some(ema) = &self.ema else { return Ok(Tensors::new()) };
+        Ok(ema.state()?.into_iter().map(|(name, x)| (format!("{AVERAGE}{name}"), x)).collect())
     }
 
     /// Counts, for a checkpoint.
@@ -188,13 +242,39 @@ impl Optimiser {
         state: &Tensors,
         counters: &std::collections::BTreeMap<String, u64>,
     ) -> Result<()> {
-        self.adamw.load_state(state)?;
+        let (averages, moments): (Tensors, Tensors) =
+            state.clone().into_iter().partition(|(name, _)| name.starts_with(AVERAGE));
+        let averages: Tensors =
+            averages.into_iter().map(|(name, x)| (name[AVERAGE.len()..].to_string(), x)).collect();
+        self.inner.load_state(&moments)?;
+        if let Some(ema) = &mut self.ema {
+            ema.load_state(&averages)?;
+        }
         let count = |name: &str| counters.get(&format!("optimiser/{name}")).copied().unwrap_or(0);
         [self.updates, self.skipped, self.skipped_in_a_row] =
             [count(COUNTERS[0]), count(COUNTERS[1]), count(COUNTERS[2])];
         self.reach_checked = count(COUNTERS[3]) != 0;
         Ok(())
     }
+}
+
+/// Prefix of the averages in a checkpoint's optimiser file.
+pub(crate) const AVERAGE: &str = "average/";
+/// What [`averaged`] looks for behind it.
+const EMA: &str = "ema.";
+
+/// Weights of a checkpoint with the averages of its optimiser file in their places; weights that are not trained have
+/// none and stay. `None` if there are no averages at all.
+pub(crate) fn averaged(weights: &Tensors, optimizer: &Tensors) -> Option<Tensors> {
+    let mut averaged = weights.clone();
+    let mut any = false;
+    for (name, x) in optimizer {
+        let name = name.strip_prefix(AVERAGE).and_then(|name| name.strip_prefix(EMA));
+        if let Some(place) = name.and_then(|name| averaged.get_mut(name)) {
+            (*place, any) = (x.clone(), true);
+        }
+    }
+    any.then_some(averaged)
 }
 
 const COUNTERS: [&str; 4] = ["updates", "skipped", "skipped_in_a_row", "reach_checked"];

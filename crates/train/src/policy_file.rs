@@ -8,7 +8,7 @@ use efference_rollout::VlaPolicy;
 use serde::Deserialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Identity, sha256};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::world;
 
 /// A policy ready to act.
@@ -30,12 +30,18 @@ struct Stats {
 }
 
 /// Loads the policy of `path` (checkpoint or run folder) to act in `suite`. Shape and statistics come from the checkpoint;
-/// simulator and tokenizer must be those it was trained with, because others change results silently.
+/// simulator and tokenizer must be those it was trained with, because others change results silently. `averaged` takes
+/// the average of the weights instead of the weights.
 ///
 /// # Errors
-/// [`CheckpointError`]: nothing there, damaged, or made for another simulator, suite or tokenizer.
-pub fn load(path: &Path, suite: &str) -> Result<Loaded> {
-    let checkpoint = Checkpoint::load(path)?;
+/// The checkpoint has no average. [`CheckpointError`]: nothing there, damaged, or made for another simulator, suite or tokenizer.
+pub fn load(path: &Path, suite: &str, averaged: bool) -> Result<Loaded> {
+    let mut checkpoint = Checkpoint::load(path)?;
+    if averaged {
+        let why = "it holds no averages of the weights; train with `optimizer.ema`";
+        checkpoint.model = crate::optimise::averaged(&checkpoint.model, &checkpoint.optimizer)
+            .ok_or_else(|| Error::Setting { section: "optimizer.ema", source: why.into() })?;
+    }
     let needed = Identity {
         mujoco_version: efference_envs::mujoco_version(),
         suite: suite.into(),

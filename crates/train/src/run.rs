@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use efference_ops::memory;
 use efference_rollout::{Purpose, VlaPolicy, seed_for};
 use serde::Serialize;
 
@@ -127,6 +128,8 @@ struct Run<'r> {
     state: TrainState,
     /// Moments of the stage in progress, taken from the checkpoint when the stage continues.
     moments: Tensors,
+    /// Averages of the weights as the last stage left them, if it kept any.
+    averages: Tensors,
     began: Instant,
     earlier_secs: f64,
     /// When this sitting of the stage began, and the seconds of earlier sittings.
@@ -186,6 +189,7 @@ impl<'r> Run<'r> {
             album,
             state,
             moments,
+            averages: Tensors::new(),
             began: Instant::now(),
             earlier_secs,
             stage_clock: None,
@@ -238,7 +242,9 @@ impl<'r> Run<'r> {
         if self.state.stage != "done" {
             self.state.stage = "done".into();
             self.state.stage_step = 0;
-            self.save(Tensors::new())?;
+            // The last stage's averages stay beside the weights.
+            let averages = std::mem::take(&mut self.averages);
+            self.save(averages)?;
         }
         Ok(End::Done)
     }
@@ -249,10 +255,11 @@ impl<'r> Run<'r> {
         self.world = Some(world);
         let play = play?;
         let settings = OptimiserSettings::pretrain(config);
-        self.supervised("pretrain", settings, config.steps, |run, step, optimiser| {
+        let (end, _) = self.supervised("pretrain", settings, config.steps, |run, step, optimiser| {
             let examples = play.draw(&run.policy, step * config.batch as u64, config.batch)?;
             supervised::update(&run.policy, optimiser, &examples, &[config.label_smoothing_bins])
-        })
+        })?;
+        Ok(end)
     }
 
     fn sft(&mut self, config: &SftConfig) -> Result<End> {
@@ -271,30 +278,32 @@ impl<'r> Run<'r> {
             }
             _ => None,
         };
-        let end = self.supervised("sft", settings, config.steps, |run, step, optimiser| {
-            let seed = seed_for(seed, Purpose::DataOrder, &[step]);
-            let mut examples = set.draw(config.batch, config.augment_shift_px, seed);
-            if let Some(play) = &play {
-                examples.extend(play.draw(
-                    &run.policy,
-                    step * config.play_batch as u64,
-                    config.play_batch,
-                )?);
-            }
-            let mut values = supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
-            let last = step + 1 == config.steps as u64;
-            if let Some(held_out) = &held_out
-                && (last || (step + 1) % heldout::EVERY == 0)
-            {
-                let score = heldout::score(&run.policy, &set, held_out)?;
-                values.insert("heldout_nll".into(), score.nll);
-                if last {
-                    run.state.numbers.extend(score.to_numbers());
+        let (end, mut optimiser) =
+            self.supervised("sft", settings, config.steps, |run, step, optimiser| {
+                let seed = seed_for(seed, Purpose::DataOrder, &[step]);
+                let mut examples = set.draw(config.batch, config.augment_shift_px, seed);
+                if let Some(play) = &play {
+                    examples.extend(play.draw(
+                        &run.policy,
+                        step * config.play_batch as u64,
+                        config.play_batch,
+                    )?);
                 }
-            }
-            Ok(values)
-        })?;
-        if end == End::Done && self.config.rl.is_none() && !self.evaluate("after_sft")? {
+                let mut values = supervised::update(&run.policy, optimiser, &examples, &smoothing)?;
+                let last = step + 1 == config.steps as u64;
+                if let Some(held_out) = &held_out
+                    && (last || (step + 1) % heldout::EVERY == 0)
+                {
+                    let score = heldout::score(&run.policy, &set, held_out)?;
+                    values.insert("heldout_nll".into(), score.nll);
+                    if last {
+                        run.state.numbers.extend(score.to_numbers());
+                    }
+                }
+                Ok(values)
+            })?;
+        let last = end == End::Done && self.config.rl.is_none();
+        if last && !optimiser.acting(self.acts_averaged(), || self.evaluate("after_sft"))? {
             return Ok(End::Stopped);
         }
         Ok(end)
@@ -307,7 +316,7 @@ impl<'r> Run<'r> {
         settings: OptimiserSettings,
         steps: usize,
         mut one: impl FnMut(&mut Self, u64, &mut Optimiser) -> Result<Values>,
-    ) -> Result<End> {
+    ) -> Result<(End, Optimiser)> {
         let mut optimiser = self.optimiser(settings)?;
         self.announce(stage, "step", steps as u64);
         while self.state.stage_step < steps as u64 {
@@ -320,10 +329,16 @@ impl<'r> Run<'r> {
                 self.save(optimiser.state()?)?;
             }
             if stop {
-                return Ok(End::Stopped);
+                return Ok((End::Stopped, optimiser));
             }
         }
-        Ok(End::Done)
+        self.averages = optimiser.averages()?;
+        Ok((End::Done, optimiser))
+    }
+
+    /// Whether the average of the weights acts in evaluations.
+    fn acts_averaged(&self) -> bool {
+        self.config.eval.weights == "ema"
     }
 
     fn rl(&mut self, config: &RlConfig) -> Result<End> {
@@ -338,8 +353,9 @@ impl<'r> Run<'r> {
         let mut rl = Rl::new(world, config, features, self.config.run.seed)?;
         rl.restore_critic(&mut self.moments)?;
         let mut optimiser = self.optimiser(OptimiserSettings::rl(config))?;
+        let averaged = self.acts_averaged();
         if self.state.stage_step == 0 && !self.has_eval("before_rl") {
-            if !self.evaluate_in(world, "before_rl")? {
+            if !optimiser.acting(averaged, || self.evaluate_in(world, "before_rl"))? {
                 return Ok(End::Stopped);
             }
             self.save(joined(&rl, &optimiser)?)?;
@@ -386,7 +402,7 @@ impl<'r> Run<'r> {
             }
             if self.eval_is_due() {
                 let pause = Instant::now();
-                let complete = self.evaluate_in(world, "iteration")?;
+                let complete = optimiser.acting(averaged, || self.evaluate_in(world, "iteration"))?;
                 evaluating += pause.elapsed().as_secs_f64();
                 self.save(joined(&rl, &optimiser)?)?;
                 if !complete {
@@ -419,7 +435,9 @@ impl<'r> Run<'r> {
             }
         }
         self.save(joined(&rl, &optimiser)?)?;
-        if !self.has_eval("after_rl") && !self.evaluate_in(world, "after_rl")? {
+        self.averages = optimiser.averages()?;
+        let evaluated = self.has_eval("after_rl");
+        if !evaluated && !optimiser.acting(averaged, || self.evaluate_in(world, "after_rl"))? {
             return Ok(End::Stopped);
         }
         Ok(End::Done)
@@ -427,6 +445,7 @@ impl<'r> Run<'r> {
 
     /// An optimiser for the stage in progress, continued if the checkpoint has one.
     fn optimiser(&mut self, settings: OptimiserSettings) -> Result<Optimiser> {
+        let settings = settings.with(&self.config.optimizer);
         let mut optimiser = Optimiser::new(&self.policy.params, settings)?;
         let moments = std::mem::take(&mut self.moments);
         if !moments.is_empty() {
@@ -443,7 +462,11 @@ impl<'r> Run<'r> {
     }
 
     /// One update is done: count it, log it, tell it.
-    fn advance(&mut self, stage: &str, values: Values, optimiser: &Optimiser) -> Result<()> {
+    fn advance(&mut self, stage: &str, mut values: Values, optimiser: &Optimiser) -> Result<()> {
+        if let Some(bytes) = memory::peak_bytes() {
+            values.insert("memory/peak_bytes".into(), bytes as f64);
+        }
+        memory::reset_peak();
         self.state.step += 1;
         self.state.stage_step += 1;
         self.state.score = None; // measured with other weights
@@ -506,6 +529,7 @@ impl<'r> Run<'r> {
             return Ok(false);
         };
         self.keep_eval(label, tasks)?;
+        memory::reset_peak(); // the next step answers for itself only
         self.album.evaluation(world, &self.policy, label, self.state.step, &trajectories);
         if label == "iteration" {
             let config = self.config.rl.as_ref().map_or(0, |rl| rl.iterations);
@@ -538,6 +562,8 @@ impl<'r> Run<'r> {
         let path = self.checkpointer.save(&self.identity, &self.state, &weights, &moments)?;
         self.album.flush(&self.dir);
         self.reporter.report(&Event::Saved { step: self.state.step, path });
+        drop((weights, moments));
+        memory::reset_peak(); // as after an evaluation
         Ok(())
     }
 

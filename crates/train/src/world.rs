@@ -104,24 +104,49 @@ pub fn tabletop_proprio() -> Quantiles {
 }
 
 /// Refuses a network that this machine cannot hold, before the system ends the program for it.
-fn check_memory(shape: &VlaConfig) -> Result<()> {
-    const BYTES: f64 = 16.0; // weight, gradient, two moments; f32 each
+fn check_memory(shape: &VlaConfig, config: &TrainConfig) -> Result<()> {
+    // Per number: weight, gradient and average in f32, and the moments.
+    let moments = match config.optimizer.kind.as_str() {
+        "adafactor" => 0.0,
+        "adamw8bit" => 2.0,
+        _ => 8.0,
+    };
+    let average = if config.optimizer.ema > 0.0 { 4.0 } else { 0.0 };
+    let frozen = !config.model.freeze.is_empty(); // how much, the names will tell; the weights are there either way
+    let bytes = if frozen { 4.0 } else { 8.0 + moments + average };
     const GIB: f64 = (1u64 << 30) as f64;
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
     let Some(total) = total.and_then(|kib| kib.trim().parse::<f64>().ok()).map(|kib| kib * 1024.0) else {
         return Ok(()); // another system: it will say so itself
     };
-    let needed = shape.param_count() as f64 * BYTES;
+    let needed = shape.param_count() as f64 * bytes;
     if needed <= total {
         return Ok(());
     }
     let why = format!(
-        "training this network takes at least {:.1} GiB, this machine has {:.1}\n  hint: choose a smaller preset or shape",
+        "training this network takes at least {:.1} GiB, this machine has {:.1}\n  hint: choose a smaller preset or shape, or an \
+         optimiser with less state (`optimizer.kind`)",
         needed / GIB,
         total / GIB
     );
     Err(Error::Setting { section: "model", source: why.into() })
+}
+
+/// Refuses patterns of `model.freeze` that name nothing, and a network with nothing left to train.
+fn check_freeze(params: &ParamStore) -> Result<()> {
+    let refuse = |why: String| Err(Error::Setting { section: "model.freeze", source: why.into() });
+    let idle: Vec<String> = params.idle_patterns().map(|pattern| format!("\"{pattern}\"")).collect();
+    if !idle.is_empty() {
+        let names: Vec<&str> = params.vars().keys().map(String::as_str).collect();
+        let (first, last) = (names.first().unwrap_or(&""), names.last().unwrap_or(&""));
+        let which = idle.join(", ");
+        return refuse(format!("no weight is named by {which} (names go from `{first}` to `{last}`)"));
+    }
+    if params.trainable().next().is_none() {
+        return refuse("nothing is left to train".into());
+    }
+    Ok(())
 }
 
 /// The policy of a configuration with initial weights, or those of `[model] init_from`.
@@ -132,8 +157,11 @@ pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolic
     let tokenizer = Tokenizer::built_in()?;
     let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
     let shape = vla_config(config)?;
-    check_memory(&shape)?;
-    let net = Vla::new(&mut params, &shape, tokenizer.special())?;
+    check_memory(&shape, config)?;
+    params.freeze(&config.model.freeze);
+    let mut net = Vla::new(&mut params, &shape, tokenizer.special())?;
+    check_freeze(&params)?;
+    net.set_gradient_checkpointing(config.model.gradient_checkpointing);
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: Quantiles::unit(ACTION_DIM), proprio_stats };
     let loaded = match config.model.init_from.as_deref() {

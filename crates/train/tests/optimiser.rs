@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use efference_nets::{Init, ParamStore};
-use efference_ops::{Grads, Schedule};
+use efference_ops::{Ema, EmaConfig, Grads, OptimizerConfig, Schedule};
 use efference_train::Error;
 use efference_train::optimise::{Optimiser, OptimiserSettings};
 
@@ -17,7 +17,15 @@ fn store() -> ParamStore {
 
 fn settings() -> OptimiserSettings {
     let schedule = Schedule::Constant { warmup_steps: 0 };
-    OptimiserSettings { stage: "rl", lr: 0.1, weight_decay: 0.0, max_grad_norm: 1.0, schedule }
+    OptimiserSettings {
+        stage: "rl",
+        lr: 0.1,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+        schedule,
+        kind: OptimizerConfig::default(),
+        ema: None,
+    }
 }
 
 fn grads(entries: &[(&str, f32)]) -> Grads {
@@ -83,7 +91,8 @@ fn a_restored_optimiser_goes_on_bit_for_bit() {
         optimiser.step(&mut grads(&[("eye.weight", x), ("hand.weight", 1.0 / x)])).unwrap();
     };
     let schedule = Schedule::Cosine { warmup_steps: 2, total_steps: 9, final_factor: 0.0 };
-    let settings = OptimiserSettings { schedule, ..settings() };
+    let ema = Some(EmaConfig { decay: 0.9, warmup: true });
+    let settings = OptimiserSettings { schedule, ema, ..settings() };
     let whole = store();
     let mut optimiser = Optimiser::new(&whole, settings.clone()).unwrap();
     (0..6).for_each(|i| step(&mut optimiser, i));
@@ -96,4 +105,38 @@ fn a_restored_optimiser_goes_on_bit_for_bit() {
     second.restore(&state, &counters).unwrap();
     (3..6).for_each(|i| step(&mut second, i));
     assert_eq!(weights(&half), weights(&whole));
+    // The averages too: acting with them, and with the weights again afterwards.
+    let trained = weights(&half);
+    let average = |optimiser: &mut Optimiser, store: &ParamStore| {
+        optimiser.acting(true, || Ok(weights(store))).unwrap()
+    };
+    let averages = average(&mut second, &half);
+    assert_eq!(averages, average(&mut optimiser, &whole));
+    assert_ne!(averages, trained);
+    assert_eq!(second.acting(false, || Ok(weights(&half))).unwrap(), trained);
+    assert_eq!(weights(&half), trained);
+}
+
+#[test]
+fn averages_are_those_of_the_weights_after_each_step_and_frozen_weights_have_none() {
+    let mut store = store();
+    store.freeze(&["eye.*"]);
+    let config = EmaConfig { decay: 0.5, warmup: false };
+    let mut optimiser =
+        Optimiser::new(&store, OptimiserSettings { ema: Some(config), ..settings() }).unwrap();
+    let mut plain = Ema::new(store.trainable(), config).unwrap();
+    let eye = store.vars()["eye.weight"].to_vec2::<f32>().unwrap();
+    for i in 0..3 {
+        optimiser.step(&mut grads(&[("hand.weight", 1.0 + i as f32)])).unwrap();
+        plain.update().unwrap();
+    }
+    let averages = optimiser.averages().unwrap();
+    let names: Vec<&str> = averages.keys().map(String::as_str).collect();
+    assert_eq!(names, ["average/ema.hand.weight", "average/step.ema"]);
+    let values = |x: &Tensor| x.to_vec2::<f32>().unwrap();
+    let expected = plain.state().unwrap();
+    assert_eq!(values(&averages["average/ema.hand.weight"]), values(&expected["ema.hand.weight"]));
+    assert_eq!(store.vars()["eye.weight"].to_vec2::<f32>().unwrap(), eye);
+    // What the optimiser does not hold it refuses.
+    assert!(optimiser.step(&mut grads(&[("eye.weight", 1.0), ("hand.weight", 1.0)])).is_err());
 }

@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Sampling temperature; 0 takes the most likely action
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
+    /// Which weights act: those that were trained, or their moving average (`optimizer.ema`)
+    #[arg(long, default_value = "trained", value_parser = ["trained", "ema"])]
+    weights: String,
     /// Extra objects that no instruction names
     #[arg(long)]
     distractors: bool,
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Failure::usage("--temperature must be 0 or more"));
     }
     let stop = interrupt::install(ui)?;
-    let loaded = policy_file::load(&args.policy, &args.suite)?;
+    let loaded = policy_file::load(&args.policy, &args.suite, args.weights == "ema")?;
     let env = EnvConfig {
         tasks: args.tasks.clone(),
         image_size: loaded.policy.image_size(),

@@ -11,11 +11,14 @@ mod device;
 mod embedding;
 #[cfg(test)]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod inplace;
 mod kept;
 mod launch;
 mod linear;
 mod linear_scores;
 mod norm;
+mod optim;
 mod rotary;
 mod scores;
 #[cfg(test)]
@@ -25,6 +28,8 @@ use candle_core::{Result, Shape};
 
 #[cfg(feature = "cuda")]
 pub(crate) use device::{backward, forward};
+#[cfg(feature = "cuda")]
+pub(crate) use inplace::{accumulate, adamw, scale, sum_of_squares};
 pub(crate) use kept::{Kept, PerDevice};
 pub(crate) use launch::{Array, Machine};
 

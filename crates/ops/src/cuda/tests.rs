@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use super::emulated::{Emulated, Memory};
+use super::optim::{self, Target};
 use super::{Array, Kept};
 use crate::activation::{Activate, Activation, SwiGlu};
 use crate::attention::{Attention, AttentionMask};
@@ -13,6 +14,7 @@ use crate::linear::Linear;
 use crate::linear_scores::LinearScores;
 use crate::norm::{Kind, Norm};
 use crate::op::{Op, View};
+use crate::optim::{AdamWConfig, Rule};
 use crate::patches::Patches;
 use crate::rotary::{RotaryTable, Rotate};
 use crate::rotary_axes::{AxialRotary, Turn};
@@ -258,5 +260,53 @@ fn attention() {
                 compare(&what, make, [&q, &kv, &kv], dtype, offset);
             }
         }
+    }
+}
+
+#[test]
+fn adamw_has_the_bits_of_the_cpu() {
+    let (n, offset) = (1003, 3);
+    let mut numbers = Numbers(9);
+    let mut draw = || numbers.take(DType::F32, n, 1.0);
+    let (weight, grad, exp_avg) = (draw(), draw(), draw());
+    let exp_avg_sq: Vec<f64> = draw().iter().map(|x| x.abs()).collect();
+    let config = AdamWConfig::default();
+    let rule = Rule { config, factor: 0.37, keep: 0.99, rate: 2e-3, root: 1.7 };
+    let single = |data: &[f64]| data.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    let (mut w, mut m, mut v) = (single(&weight), single(&exp_avg), single(&exp_avg_sq));
+    rule.update(&mut w, &single(&grad), &mut m, &mut v);
+
+    let of = |data: &[f64]| Memory::of(DType::F32, data, offset);
+    let (mut on_w, on_g, mut on_m, mut on_v) = (of(&weight), of(&grad), of(&exp_avg), of(&exp_avg_sq));
+    let dims = [n];
+    let grad = Array { buffer: &on_g, offset, dims: &dims, dtype: DType::F32 };
+    let target = |buffer| Target { buffer, offset };
+    optim::adamw(&Emulated, &rule, target(&mut on_w), grad, target(&mut on_m), target(&mut on_v))
+        .expect("a launch");
+    for (what, got, wanted) in [("weight", on_w, w), ("exp_avg", on_m, m), ("exp_avg_sq", on_v, v)] {
+        let got: Vec<u32> = got.numbers(offset).iter().map(|&x| (x as f32).to_bits()).collect();
+        let wanted: Vec<u32> = wanted.iter().map(|x| x.to_bits()).collect();
+        assert_eq!(got, wanted, "{what}");
+    }
+}
+
+#[test]
+fn gradients_are_summed_scaled_and_measured_in_place() {
+    for dtype in DTYPES {
+        let (n, offset) = (40_007, 2);
+        let mut numbers = Numbers(4);
+        let (first, second) = (numbers.take(dtype, n, 1.0), numbers.take(dtype, n, 1.0));
+        let (mut sum, term) = (Memory::of(dtype, &first, offset), Memory::of(dtype, &second, offset));
+        let dims = [n];
+        let array = |buffer| Array { buffer, offset, dims: &dims, dtype };
+        let target = |buffer| Target { buffer, offset };
+        optim::accumulate(&Emulated, target(&mut sum), array(&term)).expect("a launch");
+        let wanted: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
+        close("sum", &sum.numbers(offset), &wanted, tolerance(dtype));
+        optim::scale(&Emulated, target(&mut sum), (dtype, n), -0.25).expect("a launch");
+        let wanted: Vec<f64> = wanted.iter().map(|x| -0.25 * x).collect();
+        close("scaled sum", &sum.numbers(offset), &wanted, tolerance(dtype));
+        let squares = optim::sum_of_squares(&Emulated, array(&term)).expect("a launch").numbers(0);
+        close("squares", &squares, &[second.iter().map(|x| x * x).sum()], 1e-12);
     }
 }

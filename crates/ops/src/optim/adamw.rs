@@ -132,7 +132,8 @@ impl AdamW {
                 step: loading.step(name)?,
             });
         }
-        loading.nothing_else(&["exp_avg", "exp_avg_sq", "step"], &self.slots)?;
+        let kinds = ["exp_avg", "exp_avg_sq", "step"];
+        loading.only(self.slots.keys().flat_map(|name| kinds.map(|kind| format!("{kind}.{name}"))))?;
         self.slots.values_mut().zip(loaded).for_each(|((_, moments), loaded)| *moments = loaded);
         Ok(())
     }
@@ -191,6 +192,11 @@ impl InplaceOp1 for Update<'_> {
             _ => self.run(slice_mut::<f32>(storage, layout)?),
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        crate::cuda::adamw(self, storage, layout)
+    }
 }
 
 impl Update<'_> {
@@ -217,23 +223,41 @@ impl<T: Float> Kernel for Step<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<L: Level>(self) {
-        let Rule { config, factor, keep, rate, root } = self.rule;
+        self.rule.apply(self.weights, self.grad, self.exp_avg, self.exp_avg_sq);
+    }
+}
+
+impl Rule {
+    /// The update itself, on a piece of a parameter.
+    #[inline(always)]
+    pub(super) fn apply<T: Float>(
+        self,
+        weights: &mut [T],
+        grad: &[T],
+        exp_avg: &mut [T],
+        exp_avg_sq: &mut [T],
+    ) {
+        let Rule { config, factor, keep, rate, root } = self;
         let (beta1, beta2) = (T::of(config.beta1), T::of(config.beta2));
         let (rest1, rest2) = (T::of(1.0 - config.beta1), T::of(1.0 - config.beta2));
         let (keep, rate, root, eps) = (T::of(keep), T::of(rate), T::of(root), T::of(config.eps));
         let factor = T::of(factor);
-        let moments = self.exp_avg.iter_mut().zip(self.exp_avg_sq);
-        for ((w, &g), (m, v)) in self.weights.iter_mut().zip(self.grad).zip(moments) {
+        let moments = exp_avg.iter_mut().zip(exp_avg_sq);
+        for ((w, &g), (m, v)) in weights.iter_mut().zip(grad).zip(moments) {
             let g = g * factor;
             *m = *m * beta1 + g * rest1;
             *v = *v * beta2 + g * g * rest2;
             *w = *w * keep - *m / (Float::sqrt(*v) * root + eps) * rate;
         }
     }
-}
 
-impl Rule {
-    fn update<T: Float>(self, weights: &mut [T], grad: &[T], exp_avg: &mut [T], exp_avg_sq: &mut [T]) {
+    pub(crate) fn update<T: Float>(
+        self,
+        weights: &mut [T],
+        grad: &[T],
+        exp_avg: &mut [T],
+        exp_avg_sq: &mut [T],
+    ) {
         let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
         let tasks = weights.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments);
         tasks.for_each(|((weights, grad), (exp_avg, exp_avg_sq))| {

@@ -195,6 +195,17 @@ impl InplaceOp2 for Accumulate {
             _ => add::<f32>((sum, sum_layout), (term, term_layout)),
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sum: &mut candle_core::CudaStorage,
+        sum_layout: &Layout,
+        term: &candle_core::CudaStorage,
+        term_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        crate::cuda::accumulate((sum, sum_layout), (term, term_layout))
+    }
 }
 
 /// x *= factor
@@ -216,10 +227,15 @@ impl InplaceOp1 for Scale {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        crate::cuda::scale(storage, layout, self.0)
+    }
 }
 
 /// Sum of squares of a slice in f64.
-struct Squares<'a, T>(&'a [T]);
+pub(super) struct Squares<'a, T>(pub &'a [T]);
 
 impl<T: Float> Kernel for Squares<'_, T> {
     type Output = f64;
@@ -279,8 +295,12 @@ fn sums_of_squares<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<
     Ok(totals)
 }
 
-/// The sum of squares by candle's operations, on any device.
+/// The sum of squares by our kernels on CUDA, by candle's operations elsewhere.
 fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = crate::cuda::sum_of_squares(tensor)? {
+        return Ok(sum);
+    }
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()
 }
 

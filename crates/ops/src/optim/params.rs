@@ -154,15 +154,24 @@ impl Loading<'_> {
         u64::try_from(step).map_err(|_| self.problem(name, format!("`step` is {step}")))
     }
 
-    /// Refuses what is not `kind.name` for one of `kinds` and a known name.
-    pub fn nothing_else<S>(&self, kinds: &[&str], slots: &BTreeMap<String, S>) -> Result<()> {
-        let known = |full: &str| {
-            full.split_once('.').is_some_and(|(kind, name)| kinds.contains(&kind) && slots.contains_key(name))
-        };
-        match self.state.keys().find(|name| !known(name)) {
+    /// Refuses whatever is not one of `names`.
+    pub fn only(&self, names: impl IntoIterator<Item = String>) -> Result<()> {
+        let known: HashSet<String> = names.into_iter().collect();
+        match self.state.keys().find(|name| !known.contains(*name)) {
             Some(name) => Err(self.problem(name, "belongs to no parameter".into())),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses parameters on other devices, for optimisers that only know the CPU.
+pub(super) fn on_cpu<S>(what: &'static str, slots: &BTreeMap<String, (Param, S)>) -> Result<()> {
+    match slots.iter().find(|(_, (param, _))| !param.var.device().is_cpu()) {
+        Some((name, _)) => {
+            let problem = "is not on the CPU, where this optimiser works; use AdamW".into();
+            Err(Error::Parameter { what, name: name.clone(), problem })
+        }
+        None => Ok(()),
     }
 }
 

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 
 pub use error::{ConfigError, Place, Problem};
 pub use sections::{
-    CheckpointConfig, CriticConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, PretrainConfig,
-    RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
+    CheckpointConfig, CriticConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, OptimizerConfig,
+    PretrainConfig, RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
 };
 pub use settings::{Check, Field, Kind, Range, Section};
 
@@ -81,6 +81,10 @@ impl TrainConfig {
             let help = "add a [pretrain], [sft] or [rl] section";
             problems.push(source.problem("rl", "no training stage is configured", help));
         }
+        if self.eval.weights == "ema" && self.optimizer.ema == 0.0 {
+            let help = "set optimizer.ema, for example to 0.999";
+            problems.push(source.problem("eval.weights", "no average of the weights is kept", help));
+        }
         let mut seen = std::collections::BTreeSet::new();
         for task in self.env.tasks.iter().filter(|t| !seen.insert(t.as_str())) {
             problems.push(source.problem(
@@ -138,7 +142,7 @@ impl TrainConfig {
     }
 
     /// SHA-256 (hex) of everything that changes results: not the run's name, folder, thread count, wall-clock
-    /// limit, or what is recorded and kept.
+    /// limit, what is recorded and kept, or computed again to save memory.
     ///
     /// # Errors
     /// [`ConfigError::Write`] if a value has no TOML form.
@@ -147,6 +151,7 @@ impl TrainConfig {
         same.run = RunConfig { seed: self.run.seed, ..RunConfig::default() };
         same.record = RecordConfig::default();
         same.checkpoint = CheckpointConfig::default();
+        same.model.gradient_checkpointing = false;
         if let Some(rl) = &mut same.rl {
             rl.minutes = None;
         }

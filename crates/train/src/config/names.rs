@@ -29,6 +29,16 @@ pub(super) fn schedules() -> Vec<String> {
     owned(&["constant", "cosine"])
 }
 
+/// Optimisers of `efference_ops`.
+pub(super) fn optimizers() -> Vec<String> {
+    owned(&efference_ops::OptimizerConfig::KINDS)
+}
+
+/// Weights that an evaluation can take.
+pub(super) fn weights() -> Vec<String> {
+    owned(&["trained", "ema"])
+}
+
 /// Episode encoders.
 pub(super) fn encoders() -> Vec<String> {
     owned(&["random_conv"])

@@ -6,6 +6,7 @@ use super::settings::{Check, Range, settings};
 const COUNT: Check = Check::In(Range::at_least(1.0));
 const MAYBE: Check = Check::In(Range::at_least(0.0));
 const RATE: Check = Check::In(Range { min: 0.0, max: 1.0, above: true });
+const BELOW_ONE: Check = Check::In(Range::between(0.0, 0.999_999_9));
 const UNIT: Check = Check::In(Range::between(0.0, 1.0));
 /// TOML integers are signed 64-bit; a seed has to survive being written back.
 const SEED: Check = Check::In(Range::between(0.0, i64::MAX as f64));
@@ -49,8 +50,34 @@ settings! {
         pub preset: String = "quickstart".into(), Check::OneOf(names::model_presets);
         /// Checkpoint folder, run folder or `.safetensors` file whose weights are the starting point.
         pub init_from: Option<String> = None;
+        /// Weights that are not trained, by the beginning of their name or a pattern with `*`; `!` before one trains what
+        /// it names after all, and the last that fits decides: ["vision_backbone."], ["*", "!*.mlp.*"].
+        pub freeze: Vec<String> = vec![];
+        /// Keep only the inputs of each block for the backward pass and compute the rest again: about a third more time
+        /// per step, a fraction of its memory, the same gradients.
+        pub gradient_checkpointing: bool = false;
         /// Single fields of the network shape that differ from the preset.
         pub shape: toml::Table = toml::Table::new();
+    }
+}
+
+settings! {
+    /// `[optimizer]`: what turns gradients into new weights, in all stages. Learning rates and decay are the stages' own.
+    pub struct OptimizerConfig {
+        /// `adamw`; `adamw8bit`, whose moments take 2 bytes per weight instead of 8; `adafactor`, which keeps next to
+        /// nothing.
+        pub kind: String = "adamw".into(), Check::OneOf(names::optimizers);
+        /// Decay of the mean of gradients (not in `adafactor`).
+        pub beta1: f64 = 0.9, BELOW_ONE;
+        /// Decay of the mean of squared gradients (not in `adafactor`).
+        pub beta2: f64 = 0.999, BELOW_ONE;
+        /// `adafactor`: take learning rates times the size of each weight matrix, as its paper does; off, they are of the
+        /// size that AdamW takes.
+        pub scale_parameter: bool = true;
+        /// Decay of a moving average of the weights that is kept beside them, for `eval.weights`; 0 keeps none.
+        pub ema: f64 = 0.0, BELOW_ONE;
+        /// Let the average forget faster at the beginning of a stage: at update n at most n / (9 + n).
+        pub ema_warmup: bool = true;
     }
 }
 
@@ -212,6 +239,8 @@ settings! {
         pub every: usize = 0, MAYBE;
         /// Sampling temperature; 0 takes the most likely action.
         pub temperature: f64 = 0.0, Check::In(Range::between(0.0, 100.0));
+        /// Which weights act: those that are `trained`, or their average, `ema` (see `optimizer.ema`).
+        pub weights: String = "trained".into(), Check::OneOf(names::weights);
     }
 }
 
@@ -252,6 +281,8 @@ settings! {
         pub env: EnvConfig = EnvConfig::default();
         /// The policy network.
         pub model: ModelConfig = ModelConfig::default();
+        /// What turns gradients into new weights.
+        pub optimizer: OptimizerConfig = OptimizerConfig::default();
         /// Optional stage: grounding of the backbone on random play data.
         pub pretrain: Option<PretrainConfig> = None;
         /// Optional stage: behaviour cloning.

@@ -63,6 +63,8 @@ fn what_is_written_is_read_back_equal() {
 fn fingerprint_ignores_threads_but_not_the_seed() {
     let print = |sets: &[&str]| resolve(SMALL, sets).unwrap().fingerprint().unwrap();
     assert_eq!(print(&[]), print(&["run.threads=7", "run.name=b", "rl.minutes=3", "record.rerun=false"]));
+    assert_eq!(print(&[]), print(&["model.gradient_checkpointing=true"]));
+    assert_ne!(print(&[]), print(&["optimizer.kind=adafactor"]));
     assert_ne!(print(&[]), print(&["run.seed=1"]));
     assert_ne!(print(&[]), print(&["rl.lr=0.5"]));
 }
@@ -122,15 +124,28 @@ fn not_toml_and_not_an_override() {
 fn settings_that_contradict_each_other() {
     assert!(message(SMALL, &["rl.mini_batch=33"]).contains("an iteration has only 32"));
     assert!(message("[run]\nname = \"x\"\n", &[]).contains("no training stage is configured"));
+    assert!(message(SMALL, &["eval.weights=ema"]).contains("no average of the weights is kept"));
+    assert!(resolve(SMALL, &["eval.weights=ema", "optimizer.ema=0.99"]).is_ok());
+    assert!(message(SMALL, &["optimizer.kind=sgd"]).contains("known: adamw, adamw8bit, adafactor"));
+    assert!(message(SMALL, &["optimizer.ema=1"]).contains("out of range"));
     assert!(message(SMALL, &["run.name=../x"]).contains("cannot name a folder"));
 }
 
 #[test]
 fn the_table_of_settings_shows_every_section() {
     let table = settings_table();
-    for section in
-        ["[run]", "[env]", "[model]", "[pretrain]", "[sft]", "[rl]", "[rl.encoder]", "[eval]", "[record]"]
-    {
+    for section in [
+        "[run]",
+        "[env]",
+        "[model]",
+        "[optimizer]",
+        "[pretrain]",
+        "[sft]",
+        "[rl]",
+        "[rl.encoder]",
+        "[eval]",
+        "[record]",
+    ] {
         assert!(table.contains(section), "{section}");
     }
     assert!(table.contains("temperature            1.6"));

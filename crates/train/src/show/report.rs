@@ -199,6 +199,15 @@ fn charts(records: &[Record], evals: &[EvalTable]) -> Vec<Chart> {
         sft.chart("Gradient norm in behaviour cloning", "before clipping", &[("grad_norm", "", 0)])
             .y_axis(YAxis::FromZero),
     );
+    for (stage, title) in [
+        (&rl, "Peak memory of an RL iteration"),
+        (&sft, "Peak memory of a behaviour cloning step"),
+        (&pretrain, "Peak memory of a pre-training step"),
+    ] {
+        let points = stage.points("memory/peak_bytes").into_iter().map(|(x, bytes)| (x, bytes / MIB));
+        let chart = Chart::new(title, stage.unit, "MiB").y_axis(YAxis::FromZero);
+        charts.push(chart.line(Series::new("", points).color(3)));
+    }
     let mut seen = BTreeSet::new();
     for stage in [&rl, &sft, &pretrain] {
         let names =
@@ -217,6 +226,8 @@ fn charts(records: &[Record], evals: &[EvalTable]) -> Vec<Chart> {
     charts.retain(|chart| !chart.is_empty());
     charts
 }
+
+const MIB: f64 = (1u64 << 20) as f64;
 
 /// `speed/env_steps_per_s` is "Speed: env steps per s".
 fn speed_title(name: &str) -> String {
@@ -268,7 +279,11 @@ fn flatten(path: &str, value: &toml::Value, rows: &mut Vec<(String, String)>) {
             }
         }
         toml::Value::String(text) => rows.push((path.into(), text.clone())),
-        toml::Value::Array(list) if list.is_empty() => rows.push((path.into(), "all".into())),
+        toml::Value::Array(list) if list.is_empty() => {
+            // An empty list of tasks means every one; an empty list of what to freeze means just that.
+            let words = if path == "model.freeze" { "nothing" } else { "all" };
+            rows.push((path.into(), words.into()));
+        }
         toml::Value::Array(list) => {
             let words: Vec<String> =
                 list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), String::from)).collect();
