@@ -299,11 +299,13 @@ fn gradients_are_summed_scaled_and_measured_in_place() {
         let (mut sum, term) = (Memory::of(dtype, &first, offset), Memory::of(dtype, &second, offset));
         let dims = [n];
         let array = |buffer| Array { buffer, offset, dims: &dims, dtype };
-        let target = |buffer| Target { buffer, offset };
-        optim::accumulate(&Emulated, target(&mut sum), array(&term)).expect("a launch");
+        fn target(buffer: &mut Memory, offset: usize) -> Target<'_, Memory> {
+            Target { buffer, offset }
+        }
+        optim::accumulate(&Emulated, target(&mut sum, offset), array(&term)).expect("a launch");
         let wanted: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
         close("sum", &sum.numbers(offset), &wanted, tolerance(dtype));
-        optim::scale(&Emulated, target(&mut sum), (dtype, n), -0.25).expect("a launch");
+        optim::scale(&Emulated, target(&mut sum, offset), (dtype, n), -0.25).expect("a launch");
         let wanted: Vec<f64> = wanted.iter().map(|x| -0.25 * x).collect();
         close("scaled sum", &sum.numbers(offset), &wanted, tolerance(dtype));
         let squares = optim::sum_of_squares(&Emulated, array(&term)).expect("a launch").numbers(0);
