@@ -122,6 +122,13 @@ struct Tile {
     }
 };
 
+// Accumulators of N products begin at 0.
+template <int N>
+__device__ __forceinline__ void clear(float (&c)[N][4]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
+}
+
 // Two neighbouring accumulators [16, 8] as the `a` of a following product, rounded to T.
 template <class T>
 __device__ __forceinline__ void as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {

@@ -24,12 +24,6 @@ __device__ __forceinline__ void delta_rows(const T* out, const T* dout, float* d
     if (lane == 0) delta[row] = sum;
 }
 
-template <int N>
-__device__ __forceinline__ void clear(float (&c)[N][4]) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
-}
-
 // lse in powers of 2. Where nothing is visible all scores are -inf; 0 keeps -inf - -inf away.
 __device__ __forceinline__ float base_of(float lse) { return lse == NEG_INFINITY ? 0.0f : lse * LOG2_E; }
 

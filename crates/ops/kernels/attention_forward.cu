@@ -1,16 +1,28 @@
 // Attention on tensor cores, forward: the scheme of FlashAttention-2 (Dao 2023, arXiv 2307.08691).
 //
-// A block of 4 warps works on 64 queries of one head, each warp on 16, whose scores, probabilities and outputs stay in
-// its registers. Keys and values pass by in tiles of 64 through two stages of shared memory: while one is multiplied,
-// the next is under way.
+// A block of 4 warps works on 128 queries of one head, each warp on 32 (so that every fragment of keys and values it
+// loads serves two products), whose scores, probabilities and outputs stay in its registers. Keys and values pass by in
+// tiles through two stages of shared memory: while one is multiplied, the next is under way.
 #include "attention.cuh"
 
 namespace efference {
 
-constexpr int QUERIES = 64, KEYS = 64, THREADS = 128;
+constexpr int QUERIES = 128, THREADS = 128, ROWS = 2;  // ROWS: tiles of 16 queries of a warp
 
+// How the registers are shared out: a thread has 255, of which the outputs take D.
+template <int D>
+struct Plan {
+    static constexpr bool HOLD = D <= 96;            // queries stay in registers (D / 2 of them)
+    static constexpr int KEYS = D <= 64 ? 64 : 32;   // keys of a tile; their scores take as many registers
+};
+
+// Shared memory holds 256 rows: the stages from row 0 on, the queries in rows 128 to 255. With tiles of 64 keys the
+// second stage lies over the queries, which must be in registers by then.
 template <class T, int D>
 __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* out, float* lse, const Shape s) {
+    constexpr int KEYS = Plan<D>::KEYS;
+    constexpr bool HOLD = Plan<D>::HOLD;
+    static_assert(HOLD || 4 * KEYS <= 128, "queries in shared memory must not be overwritten");
     SHARED_DYNAMIC(raw);
     T* memory = reinterpret_cast<T*>(raw);
     constexpr int SIZE = Tile<T, D>::size(KEYS);
@@ -18,6 +30,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     int sample = blockIdx.z, head = blockIdx.y;
     // The last queries see most keys under a causal mask: they start first.
     int first_query = (gridDim.x - 1 - blockIdx.x) * QUERIES;
+    if (first_query >= s.tq) return;
     i64 q_head = i64(sample) * s.heads + head;
     i64 kv_head = i64(sample) * s.kv_heads + head / (s.heads / s.kv_heads);
     q += q_head * s.tq * s.head_dim;
@@ -39,114 +52,148 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
         copies_commit();
     };
 
-    // The queries pass through the second stage into registers before that is needed for keys.
-    u32 query[D / 16][4];
-    {
-        Tile<T, D> queries = keys_of(1);
-        queries.template load_async<QUERIES, THREADS>(q, first_query, s.tq, s.head_dim);
-        copies_commit();
-        fetch(0);
+    const int my_row = warp * ROWS * 16;  // the warp's first in the block
+    Tile<T, D> queries{memory + Tile<T, D>::size(128)};
+    u32 query[HOLD ? D / 16 : 1][ROWS][4];
+    queries.template load_async<QUERIES, THREADS>(q, first_query, s.tq, s.head_dim);
+    copies_commit();
+    fetch(0);
+    if (HOLD) {
         copies_wait<1>();
         __syncthreads();
 #pragma unroll
-        for (int d = 0; d < D / 16; ++d) queries.load_a(query[d], warp * 16, d * 16);
+        for (int d = 0; d < D / 16; ++d) {
+#pragma unroll
+            for (int m = 0; m < ROWS; ++m) queries.load_a(query[HOLD ? d : 0][m], my_row + m * 16, d * 16);
+        }
         __syncthreads();
     }
 
-    float output[D / 8][4];
+    float output[ROWS][D / 8][4];
+    // Of rows g and g + 8 of each tile: the largest score (times log2 e), the lane's share of the sum of powers.
+    float top[ROWS][2], total[ROWS][2];
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n) output[n][0] = output[n][1] = output[n][2] = output[n][3] = 0.0f;
-    // Of the lane's rows g and g + 8: the largest score (times log2 e), the lane's share of the sum of powers.
-    float top[2] = {NEG_INFINITY, NEG_INFINITY}, total[2] = {0.0f, 0.0f};
+    for (int m = 0; m < ROWS; ++m) {
+        clear(output[m]);
+        top[m][0] = top[m][1] = NEG_INFINITY;
+        total[m][0] = total[m][1] = 0.0f;
+    }
     float factor = s.scale * LOG2_E;
-    int my_query = first_query + warp * 16 + g;
+    // Keys from here on are hidden from all of the warp's queries; none are visible to queries beyond the last.
+    int my_first = first_query + my_row, my_last = my_first + ROWS * 16 - 1;
+    int my_end = my_first < s.tq ? s.keys_end(my_last < s.tq ? my_last : s.tq - 1) : 0;
 
     for (int tile = 0; tile < tiles; ++tile) {
         fetch(tile + 1);
         copies_wait<1>();
         __syncthreads();
         Tile<T, D> keys = keys_of(tile), values = values_of(tile);
-
-        float score[KEYS / 8][4];
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.0f;
-#pragma unroll
-        for (int d = 0; d < D / 16; ++d) {
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; ++n) {
-                u32 b[4];
-                keys.load_b_transposed(b, n * 16, d * 16);
-                multiply<T>(score[2 * n], query[d], b[0], b[1]);
-                multiply<T>(score[2 * n + 1], query[d], b[2], b[3]);
-            }
-        }
         int first_key = tile * KEYS;
-        bool all = s.all_visible(first_query + warp * 16, first_key + KEYS);
+        if (first_key < my_end) {
+            float score[ROWS][KEYS / 8][4];
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
+            for (int m = 0; m < ROWS; ++m) clear(score[m]);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) score[n][i] *= factor;
-            if (all) continue;
+            for (int d = 0; d < D / 16; ++d) {
+                u32 a[ROWS][4];
+                if (!HOLD) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                int key = first_key + n * 8 + 2 * t + i;
-                bool visible = s.key_visible(valid, key);
-                if (!visible || !s.pair_visible(my_query, key)) score[n][i] = NEG_INFINITY;
-                if (!visible || !s.pair_visible(my_query + 8, key)) score[n][2 + i] = NEG_INFINITY;
+                    for (int m = 0; m < ROWS; ++m) queries.load_a(a[m], my_row + m * 16, d * 16);
+                }
+#pragma unroll
+                for (int n = 0; n < KEYS / 16; ++n) {
+                    u32 b[4];
+                    keys.load_b_transposed(b, n * 16, d * 16);
+#pragma unroll
+                    for (int m = 0; m < ROWS; ++m) {
+                        const u32(&rows)[4] = HOLD ? query[HOLD ? d : 0][m] : a[m];
+                        multiply<T>(score[m][2 * n], rows, b[0], b[1]);
+                        multiply<T>(score[m][2 * n + 1], rows, b[2], b[3]);
+                    }
+                }
             }
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            float largest = top[r];
+            bool all = s.all_visible(my_first, first_key + KEYS);
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) {
-                largest = fmaxf(largest, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    int key = first_key + n * 8 + 2 * t + j;
+                    bool visible = all || s.key_visible(valid, key);
+#pragma unroll
+                    for (int m = 0; m < ROWS; ++m) {
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            float& x = score[m][n][2 * r + j];
+                            x *= factor;
+                            if (!all && !(visible && s.pair_visible(my_first + m * 16 + g + 8 * r, key))) x = NEG_INFINITY;
+                        }
+                    }
+                }
             }
-            largest = quad_max(largest);
-            // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away.
-            float base = largest == NEG_INFINITY ? 0.0f : largest;
-            float rescale = exp2_fast(top[r] - base);
-            top[r] = largest;
-            total[r] *= rescale;
 #pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                output[n][2 * r] *= rescale;
-                output[n][2 * r + 1] *= rescale;
+            for (int m = 0; m < ROWS; ++m) {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    float largest = top[m][r];
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; ++n) {
+                        largest = fmaxf(largest, fmaxf(score[m][n][2 * r], score[m][n][2 * r + 1]));
+                    }
+                    largest = quad_max(largest);
+                    // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away.
+                    float base = largest == NEG_INFINITY ? 0.0f : largest;
+                    float rescale = exp2_fast(top[m][r] - base);
+                    top[m][r] = largest;
+                    total[m][r] *= rescale;
+#pragma unroll
+                    for (int n = 0; n < D / 8; ++n) {
+                        output[m][n][2 * r] *= rescale;
+                        output[m][n][2 * r + 1] *= rescale;
+                    }
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; ++n) {
+                        score[m][n][2 * r] = exp2_fast(score[m][n][2 * r] - base);
+                        score[m][n][2 * r + 1] = exp2_fast(score[m][n][2 * r + 1] - base);
+                        total[m][r] += score[m][n][2 * r] + score[m][n][2 * r + 1];
+                    }
+                }
             }
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
-                score[n][2 * r] = exp2_fast(score[n][2 * r] - base);
-                score[n][2 * r + 1] = exp2_fast(score[n][2 * r + 1] - base);
-                total[r] += score[n][2 * r] + score[n][2 * r + 1];
-            }
-        }
+            for (int j = 0; j < KEYS / 16; ++j) {
+                u32 p[ROWS][4];
 #pragma unroll
-        for (int j = 0; j < KEYS / 16; ++j) {
-            u32 p[4];
-            as_a<T>(p, score[2 * j], score[2 * j + 1]);
+                for (int m = 0; m < ROWS; ++m) as_a<T>(p[m], score[m][2 * j], score[m][2 * j + 1]);
 #pragma unroll
-            for (int n = 0; n < D / 16; ++n) {
-                u32 b[4];
-                values.load_b(b, j * 16, n * 16);
-                multiply<T>(output[2 * n], p, b[0], b[1]);
-                multiply<T>(output[2 * n + 1], p, b[2], b[3]);
+                for (int n = 0; n < D / 16; ++n) {
+                    u32 b[4];
+                    values.load_b(b, j * 16, n * 16);
+#pragma unroll
+                    for (int m = 0; m < ROWS; ++m) {
+                        multiply<T>(output[m][2 * n], p[m], b[0], b[1]);
+                        multiply<T>(output[m][2 * n + 1], p[m], b[2], b[3]);
+                    }
+                }
             }
         }
         __syncthreads();  // the stage may be overwritten
     }
-
-    float inverse[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float sum = quad_sum(total[r]);
-        inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
-        int query_row = my_query + 8 * r;
-        if (t == 0 && query_row < s.tq) lse[query_row] = sum == 0.0f ? NEG_INFINITY : top[r] * LN_2 + logf(sum);
-    }
-    // Copies that were started for nothing (none are) must not land on what is stored here.
-    copies_wait<0>();
+    copies_wait<0>();  // no copy may land on what is stored below
     __syncthreads();
-    keys_of(0).store(output, inverse[0], inverse[1], warp * 16, out, first_query + warp * 16, s.tq, s.head_dim);
+
+    Tile<T, D> results{memory};
+#pragma unroll
+    for (int m = 0; m < ROWS; ++m) {
+        float inverse[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float sum = quad_sum(total[m][r]);
+            inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
+            int row = my_first + m * 16 + g + 8 * r;
+            if (t == 0 && row < s.tq) lse[row] = sum == 0.0f ? NEG_INFINITY : top[m][r] * LN_2 + logf(sum);
+        }
+        int at = my_row + m * 16;
+        results.store(output[m], inverse[0], inverse[1], at, out, first_query + at, s.tq, s.head_dim);
+    }
 }
 
 }  // namespace efference

@@ -52,6 +52,29 @@ __device__ __forceinline__ void rotary(const T* x, const float* cos, const float
     }
 }
 
+// Neighbouring elements are a pair, and each element has an angle of its own (V-JEPA 2, src/rotary_axes.rs):
+// (a, b) -> (a cos0 - b sin0, b cos1 + a sin1).
+template <class T>
+__device__ __forceinline__ void rotary_pairs(const T* x, const float* cos, const float* sin, T* out, i64 rows,
+                                             int heads, int tokens, int half, int batch_stride, int inverse) {
+    i64 thread = i64(blockIdx.x) * blockDim.x + threadIdx.x, threads = i64(gridDim.x) * blockDim.x;
+    for (i64 p = thread; p < rows * half; p += threads) {
+        i64 row = p / half;
+        int pair = int(p - row * half);
+        i64 angle = ((row / tokens / heads * batch_stride + row % tokens) * half + pair) * 2;
+        i64 at = p * 2;
+        float a = to_f32(x[at]), b = to_f32(x[at + 1]);
+        float cos0 = cos[angle], cos1 = cos[angle + 1], sin0 = sin[angle], sin1 = sin[angle + 1];
+        if (inverse) {
+            out[at] = from_f32<T>(a * cos0 + b * sin1);
+            out[at + 1] = from_f32<T>(b * cos1 - a * sin0);
+        } else {
+            out[at] = from_f32<T>(a * cos0 - b * sin0);
+            out[at + 1] = from_f32<T>(b * cos1 + a * sin1);
+        }
+    }
+}
+
 }  // namespace efference
 
 using namespace efference;
@@ -60,5 +83,9 @@ using namespace efference;
     KERNEL(rotary_##NAME, const T* x, const float* cos, const float* sin, const u32* positions, T* out,        \
            i64 rows, int heads, int tokens, int half, int batch_stride, int offset, int inverse) {             \
         rotary(x, cos, sin, positions, out, rows, heads, tokens, half, batch_stride, offset, inverse);         \
+    }                                                                                                          \
+    KERNEL(rotary_pairs_##NAME, const T* x, const float* cos, const float* sin, T* out, i64 rows, int heads,   \
+           int tokens, int half, int batch_stride, int inverse) {                                              \
+        rotary_pairs(x, cos, sin, out, rows, heads, tokens, half, batch_stride, inverse);                      \
     }
 FOR_EACH_TYPE(KERNELS)

@@ -86,17 +86,34 @@ __device__ __forceinline__ Online summary(const T* row, int n, float inverse) {
     return all;
 }
 
-__device__ __forceinline__ float log_total(const Online& row) { return row.top + logf(row.total); }
-__device__ __forceinline__ float mean(const Online& row) { return row.top + row.weighted / row.total; }
+// A row in three numbers, kept for the backward pass relative to the largest z, so that logits of 1e4 cost no digits:
+// the largest z, the log of the sum of e^(z - top), the mean of z - top under the softmax (never above 0).
+struct Stats {
+    float top, log, mean;
 
-__device__ __forceinline__ void write_scores(const Online& row, float chosen, i64 at, float* out, float* stats) {
-    float log = logf(row.total), average = row.weighted / row.total;
-    out[2 * at] = chosen - row.top - log;
-    out[2 * at + 1] = log - average;
-    if (stats) {
-        stats[2 * at] = row.top + log;
-        stats[2 * at + 1] = row.top + average;
+    __device__ __forceinline__ Stats(float top, float log, float mean) : top(top), log(log), mean(mean) {}
+    __device__ __forceinline__ explicit Stats(const Online& row)
+        : top(row.top), log(logf(row.total)), mean(row.weighted / row.total) {
+        // Nothing but impossible tokens: every log-probability is -inf, the entropy 0, and there is no gradient.
+        if (row.top == NEG_INFINITY && row.total == 0.0f) {
+            top = 0.0f;
+            log = mean = 1.0f;
+        }
     }
+    // NaN counts as possible, or it would get lost.
+    __device__ __forceinline__ bool possible() const { return !(mean > 0.0f); }
+    __device__ __forceinline__ float log_prob(float z) const { return z - top - log; }
+    __device__ __forceinline__ void write(float* at) const {
+        at[0] = top;
+        at[1] = log;
+        at[2] = mean;
+    }
+    __device__ static __forceinline__ Stats read(const float* at) { return Stats(at[0], at[1], at[2]); }
+};
+
+__device__ __forceinline__ void write_scores(const Stats& row, float chosen, float* out) {
+    out[0] = row.log_prob(chosen);
+    out[1] = row.log - row.mean;
 }
 
 template <class T>
@@ -104,9 +121,14 @@ __device__ __forceinline__ void token_scores(const T* logits, const u32* ids, fl
                                              float inverse) {
     i64 at = blockIdx.x;
     const T* row = logits + at * vocab;
-    Online all = summary(row, vocab, inverse);
-    if (threadIdx.x == 0) write_scores(all, to_f32(row[ids[at]]) * inverse, at, out, stats);
+    Stats all(summary(row, vocab, inverse));
+    if (threadIdx.x != 0) return;
+    write_scores(all, to_f32(row[ids[at]]) * inverse, out + 2 * at);
+    if (stats) all.write(stats + 3 * at);
 }
+
+// Of a row while the vocabulary passes: Online, z of the chosen token, the sum of all z.
+constexpr int STATE = 5;
 
 template <class T>
 __device__ __forceinline__ void update(const T* logits, const u32* ids, float* state, int chunk, int start, int first,
@@ -114,12 +136,18 @@ __device__ __forceinline__ void update(const T* logits, const u32* ids, float* s
     i64 at = blockIdx.x;
     const T* row = logits + at * chunk;
     Online all = summary(row, chunk, inverse);
+    float sum[1] = {0.0f};
+    over_row(row, chunk, [&](int, auto& x) {
+#pragma unroll
+        for (int i = 0; i < int(sizeof(x) / sizeof(float)); ++i) sum[0] += x[i] * inverse;
+    });
+    block_sum(sum);
     if (threadIdx.x != 0) return;
-    state += 4 * at;
+    state += STATE * at;
     i64 chosen = i64(ids[at]) - start;
     bool here = chosen >= 0 && chosen < chunk;
     if (first) {
-        state[3] = 0.0f;
+        state[3] = state[4] = 0.0f;
     } else {
         Online before;
         before.top = state[0];
@@ -135,32 +163,28 @@ __device__ __forceinline__ void update(const T* logits, const u32* ids, float* s
     state[1] = all.total;
     state[2] = all.weighted;
     if (here) state[3] = to_f32(row[chosen]) * inverse;
+    state[4] += sum[0];
 }
 
-// d log p_id = -p_j (+1 at id), d entropy = -p_j (z_j - mean), each times 1 / temperature.
+// d log p_id = -p_j (+1 at id), d entropy = -p_j (z_j - mean), d mean of log p = 1/V - p_j, each times 1 / temperature.
 template <class T>
 __device__ __forceinline__ void token_scores_grad(const T* logits, const u32* ids, const float* stats,
-                                                  const float* dout, T* dlogits, int chunk, int start,
-                                                  float inverse) {
+                                                  const float* dout, T* dlogits, int chunk, int start, int vocab,
+                                                  int columns, float inverse) {
     constexpr int N = Width<T>::N;
     i64 at = blockIdx.x;
     const T* row = logits + at * chunk;
     T* drow = dlogits + at * chunk;
-    float log, average;
-    if (stats) {
-        log = stats[2 * at];
-        average = stats[2 * at + 1];
-    } else {
-        Online all = summary(row, chunk, inverse);
-        log = log_total(all);
-        average = mean(all);
-    }
-    float g_log = dout[2 * at] * inverse, g_entropy = dout[2 * at + 1] * inverse;
+    Stats all = stats ? Stats::read(stats + 3 * at) : Stats(summary(row, chunk, inverse));
+    dout += columns * at;
+    float g_log = dout[0] * inverse, g_entropy = dout[1] * inverse, g_all = columns > 2 ? dout[2] * inverse : 0.0f;
+    if (!all.possible()) g_log = g_entropy = g_all = 0.0f;
+    float share = g_all / vocab, g_p = g_log + g_all;
     i64 chosen = i64(ids[at]) - start;
     auto slope = [&](int column, float x) {
-        float z = x * inverse, p = expf(z - log);
-        float off = p > 0.0f ? z - average : 0.0f;
-        float d = -p * (off * g_entropy + g_log);
+        float z = x * inverse - all.top, p = expf(z - all.log);
+        float off = p > 0.0f ? z - all.mean : 0.0f;
+        float d = share - p * (off * g_entropy + g_p);
         return column == chosen ? d + g_log : d;
     };
     int packs = aligned_to(16, row, drow) ? chunk / N : 0;
@@ -174,24 +198,25 @@ __device__ __forceinline__ void token_scores_grad(const T* logits, const u32* id
     for (int i = packs * N + threadIdx.x; i < chunk; i += blockDim.x) drow[i] = from_f32<T>(slope(i, to_f32(row[i])));
 }
 
-// sum of t (log - x) and sum of t, over a row.
+// sum of t (log sum e^x - x) and sum of t, over a row.
 template <class T>
 __device__ __forceinline__ void soft(const T* logits, const T* targets, float* out, float* stats, int vocab) {
     i64 at = blockIdx.x;
     const T *row = logits + at * vocab, *target = targets + at * vocab;
-    float log = log_total(summary(row, vocab, 1.0f));
+    Stats all(summary(row, vocab, 1.0f));
     float sums[2] = {0.0f, 0.0f};
     for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
         float t = to_f32(target[i]);
-        if (t > 0.0f) sums[0] += t * (log - to_f32(row[i]));
+        if (t > 0.0f) sums[0] -= t * all.log_prob(to_f32(row[i]));
         sums[1] += t;
     }
     block_sum(sums);
     if (threadIdx.x != 0) return;
     out[at] = sums[0];
     if (stats) {
-        stats[2 * at] = log;
-        stats[2 * at + 1] = sums[1];
+        stats[3 * at] = all.top;
+        stats[3 * at + 1] = all.log;
+        stats[3 * at + 2] = sums[1];
     }
 }
 
@@ -201,12 +226,15 @@ __device__ __forceinline__ void soft_grad(const T* logits, const T* targets, con
     i64 at = blockIdx.x;
     const T *row = logits + at * vocab, *target = targets + at * vocab;
     T* drow = dlogits + at * vocab;
-    float log, mass;
+    float top, log, mass;
     if (stats) {
-        log = stats[2 * at];
-        mass = stats[2 * at + 1];
+        top = stats[3 * at];
+        log = stats[3 * at + 1];
+        mass = stats[3 * at + 2];
     } else {
-        log = log_total(summary(row, vocab, 1.0f));
+        Stats all(summary(row, vocab, 1.0f));
+        top = all.top;
+        log = all.log;
         float sum[1] = {0.0f};
         for (int i = threadIdx.x; i < vocab; i += blockDim.x) sum[0] += to_f32(target[i]);
         block_sum(sum);
@@ -214,7 +242,7 @@ __device__ __forceinline__ void soft_grad(const T* logits, const T* targets, con
     }
     float g = dout[at];
     for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
-        drow[i] = from_f32<T>((expf(to_f32(row[i]) - log) * mass - to_f32(target[i])) * g);
+        drow[i] = from_f32<T>((expf(to_f32(row[i]) - top - log) * mass - to_f32(target[i])) * g);
     }
 }
 
@@ -234,9 +262,11 @@ using namespace efference;
         update(logits, ids, state, chunk, start, first, inverse_temperature);                                  \
     }                                                                                                          \
     KERNEL_BOUNDS(1024, token_scores_grad_##NAME, const T* logits, const u32* ids, const float* stats,         \
-                  const float* dout, T* dlogits, i64 rows, int chunk, int start, float inverse_temperature) {  \
+                  const float* dout, T* dlogits, i64 rows, int chunk, int start, int vocab, int columns,       \
+                  float inverse_temperature) {                                                                 \
         (void)rows;                                                                                            \
-        token_scores_grad(logits, ids, stats, dout, dlogits, chunk, start, inverse_temperature);               \
+        token_scores_grad(logits, ids, stats, dout, dlogits, chunk, start, vocab, columns,                     \
+                          inverse_temperature);                                                                \
     }                                                                                                          \
     KERNEL_BOUNDS(1024, cross_entropy_soft_##NAME, const T* logits, const T* targets, float* out,              \
                   float* stats, i64 rows, int vocab) {                                                         \
@@ -250,13 +280,17 @@ using namespace efference;
     }
 FOR_EACH_TYPE(KERNELS)
 
-KERNEL(token_scores_finish, const float* state, float* out, float* stats, i64 rows) {
+KERNEL(token_scores_finish, const float* state, float* out, float* stats, i64 rows, int vocab, int columns) {
     i64 threads = i64(gridDim.x) * blockDim.x;
     for (i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x; at < rows; at += threads) {
+        const float* from = state + STATE * at;
         Online row;
-        row.top = state[4 * at];
-        row.total = state[4 * at + 1];
-        row.weighted = state[4 * at + 2];
-        write_scores(row, state[4 * at + 3], at, out, stats);
+        row.top = from[0];
+        row.total = from[1];
+        row.weighted = from[2];
+        Stats all(row);
+        write_scores(all, from[3], out + columns * at);
+        if (columns > 2) out[columns * at + 2] = all.log_prob(from[4] / vocab);
+        if (stats) all.write(stats + 3 * at);
     }
 }

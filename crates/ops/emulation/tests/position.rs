@@ -1,4 +1,4 @@
-//! rotary.cu and embedding.cu against f64.
+//! rotary.cu, embedding.cu and convolution.cu against f64.
 mod common;
 
 use common::{Call, Random, Stored, close, wide};
@@ -63,6 +63,91 @@ fn check<T: Stored>(random: &mut Random, r: Rotary) {
 #[test]
 fn rotary_of_all_types() {
     for_each_type!(rotary());
+}
+
+fn rotary_pairs<T: Stored>() {
+    let mut random = Random::new(24);
+    for (batch, heads, tokens, half, stride) in [(1, 1, 1, 1, 0), (2, 3, 5, 4, 0), (2, 2, 3, 7, 3)] {
+        let rows = batch * heads * tokens;
+        let n = rows * 2 * half;
+        let table = if stride == 0 { tokens } else { batch * tokens };
+        let x: Vec<T> = random.tensor(n, 1.0);
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            (random.tensor(table * 2 * half, 1.0), random.tensor(table * 2 * half, 1.0));
+        for inverse in [0, 1] {
+            let call = Call::typed::<T>("rotary_pairs").input(&x).input(&cos).input(&sin).output::<T>(n);
+            let call = call.i64(rows).i32(heads).i32(tokens).i32(half).i32(stride).i32(inverse);
+            let out: Vec<T> = call.each(rows * half).shift(rows % 2).run().take();
+            let (x, cos, sin) = (wide(&x), wide(&cos), wide(&sin));
+            let mut want = vec![0.0; n];
+            // The matrix [[c0, -s0], [s1, c1]] of each pair, or its transpose.
+            for pair in 0..rows * half {
+                let (row, i) = (pair / half, pair % half);
+                let token = row / tokens / heads * stride + row % tokens;
+                let at = (token * half + i) * 2;
+                let m = [[cos[at], -sin[at]], [sin[at + 1], cos[at + 1]]];
+                for r in 0..2 {
+                    for c in 0..2 {
+                        let factor = if inverse == 1 { m[c][r] } else { m[r][c] };
+                        want[2 * pair + r] += factor * x[2 * pair + c];
+                    }
+                }
+            }
+            close("rotary_pairs", &out, &want, 1.01, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn rotary_pairs_of_all_types() {
+    for_each_type!(rotary_pairs());
+}
+
+fn convolution<T: Stored>() {
+    let mut random = Random::new(25);
+    // batch, channels, image, kernel, stride, padding
+    let cases = [
+        (1, 1, [1, 1], [1, 1], [1, 1], [0, 0]),
+        (2, 3, [7, 5], [3, 2], [2, 1], [1, 1]),
+        (1, 2, [8, 8], [4, 4], [4, 4], [0, 0]),
+        (1, 2, [6, 9], [3, 3], [4, 2], [2, 0]),
+    ];
+    for (b, c, [h, w], [kh, kw], [sh, sw], [ph, pw]) in cases {
+        let (oh, ow) = ((h + 2 * ph - kh) / sh + 1, (w + 2 * pw - kw) / sw + 1);
+        let (pixels, numbers) = (b * c * h * w, b * oh * ow * c * kh * kw);
+        let x: Vec<T> = random.tensor(pixels, 1.0);
+        let sizes = |call: Call| {
+            [c, h, w, kh, kw, sh, sw, ph, pw, oh, ow].into_iter().fold(call, |call, size| call.i32(size))
+        };
+        // Which number of the image a number under the kernel is.
+        let source = |i: usize| {
+            let (pixel, element) = (i / (c * kh * kw), i % (c * kh * kw));
+            let (sample, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
+            let (channel, ky, kx) = (element / (kh * kw), element / kw % kh, element % kw);
+            let (y, x) = ((oy * sh + ky).checked_sub(ph)?, (ox * sw + kx).checked_sub(pw)?);
+            (y < h && x < w).then_some(((sample * c + channel) * h + y) * w + x)
+        };
+        let call = sizes(Call::typed::<T>("im2col").input(&x).output::<T>(numbers).i64(numbers));
+        let columns: Vec<T> = call.each(numbers).run().take();
+        let want: Vec<f64> = (0..numbers).map(|i| source(i).map_or(0.0, |at| x[at].wide())).collect();
+        close("im2col", &columns, &want, 0.0, 0.0);
+
+        let grad: Vec<T> = random.tensor(numbers, 1.0);
+        let call = sizes(Call::typed::<T>("col2im").input(&grad).output::<T>(pixels).i64(pixels));
+        let dx: Vec<T> = call.each(pixels).run().take();
+        let mut want = vec![0.0; pixels];
+        for (i, g) in grad.iter().enumerate() {
+            if let Some(at) = source(i) {
+                want[at] += g.wide();
+            }
+        }
+        close("col2im", &dx, &want, 1.01, 2e-6);
+    }
+}
+
+#[test]
+fn convolution_of_all_types() {
+    for_each_type!(convolution());
 }
 
 fn embedding<T: Stored>() {
