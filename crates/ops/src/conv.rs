@@ -16,8 +16,8 @@ use crate::{Result, check};
 const BLOCK: usize = 128;
 
 pub(crate) struct Conv2d {
-    stride: [usize; 2],
-    padding: [usize; 2],
+    pub(crate) stride: [usize; 2],
+    pub(crate) padding: [usize; 2],
 }
 
 /// Sizes of a call.

@@ -13,8 +13,8 @@ struct LogSums<B>(B);
 struct Family {
     /// The part of a symbol after `attention_`.
     suffix: String,
-    /// Queries (or keys, for their gradients) of one block.
-    tile: usize,
+    /// Queries of one block, and queries or keys of one where gradients are computed.
+    tile: [usize; 2],
     block: u32,
     shared_forward: usize,
     shared_backward: usize,
@@ -32,7 +32,7 @@ impl Family {
             let shared = 512 * (padded + 8);
             let suffix = format!("{}_d{padded}", dtype.as_str());
             let (shared_forward, shared_backward) = (shared, shared);
-            return Ok(Family { suffix, tile: 64, block: 128, shared_forward, shared_backward });
+            return Ok(Family { suffix, tile: [128, 64], block: 128, shared_forward, shared_backward });
         }
         let (name, tile) = match head_dim {
             ..=128 => ("plain", 32),
@@ -42,15 +42,17 @@ impl Family {
         let row = head_dim + 1;
         Ok(Family {
             suffix: symbol(name, dtype),
-            tile,
+            tile: [tile; 2],
             block: 256,
             shared_forward: 4 * (2 * tile * row + tile * (tile + 1)),
             shared_backward: 4 * (4 * tile * row + 2 * tile * (tile + 1)),
         })
     }
 
-    fn launch(&self, length: usize, heads: usize, batch: usize, shared: usize) -> Result<Launch> {
-        let grid = [axis(length.div_ceil(self.tile))?, axis(heads)?, axis(batch)?];
+    fn launch(&self, backward: bool, length: usize, heads: usize, batch: usize) -> Result<Launch> {
+        let shared = if backward { self.shared_backward } else { self.shared_forward };
+        let tile = self.tile[usize::from(backward)];
+        let grid = [axis(length.div_ceil(tile))?, axis(heads)?, axis(batch)?];
         Ok(Launch { grid, block: self.block, shared: axis(shared)? })
     }
 }
@@ -127,7 +129,7 @@ impl DeviceOp<3> for Attention {
         let mut log_sums = machine.alloc(DType::F32, b * heads * tq)?;
         let mut args = vec![q.arg(), k.arg(), v.arg(), Arg::Out(&mut out), Arg::Out(&mut log_sums)];
         args.extend(tail.args());
-        let launch = family.launch(tq, heads, b, family.shared_forward)?;
+        let launch = family.launch(false, tq, heads, b)?;
         machine.launch(&format!("attention_{}", family.suffix), launch, &mut args)?;
         drop(args);
         kept.put(LogSums(log_sums));
@@ -161,7 +163,7 @@ impl DeviceOp<3> for Attention {
             let mut args = inputs();
             args.push(Arg::Out(dq));
             args.extend(tail.args());
-            let launch = family.launch(tq, heads, b, family.shared_backward)?;
+            let launch = family.launch(true, tq, heads, b)?;
             machine.launch(&format!("attention_dq_{}", family.suffix), launch, &mut args)?;
         }
         if !(needs[1] || needs[2]) {
@@ -171,7 +173,7 @@ impl DeviceOp<3> for Attention {
         let mut args = inputs();
         args.extend([Arg::Out(&mut dk), Arg::Out(&mut dv)]);
         args.extend(tail.args());
-        let launch = family.launch(tk, kv_heads, b, family.shared_backward)?;
+        let launch = family.launch(true, tk, kv_heads, b)?;
         machine.launch(&format!("attention_dkdv_{}", family.suffix), launch, &mut args)?;
         drop(args);
         Ok([dq, Some(dk), Some(dv)])

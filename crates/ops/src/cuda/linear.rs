@@ -5,6 +5,7 @@ use candle_core::{DType, Result};
 use super::activation::kind;
 use super::launch::{Arg, Array, Gemm, Launch, Machine, axis, symbol};
 use super::{DeviceOp, Kept, Made};
+use crate::activation::Activation;
 use crate::linear::Linear;
 
 /// Rows per partial sum of a bias gradient. Part of the result's bits.
@@ -29,6 +30,64 @@ pub(super) fn finish_column_sum<M: Machine>(
     let args = &mut [Arg::In(partial, 0), Arg::Out(&mut sum), Arg::size(parts)?, Arg::size(width)?];
     machine.launch(&symbol("column_sum_finish", dtype), launch, args)?;
     Ok(sum)
+}
+
+/// Sum of the rows of `x` [rows, width]: partial sums of [`PART`] rows, added in their order.
+pub(super) fn column_sum<M: Machine>(
+    machine: &M,
+    x: Array<'_, M::Buffer>,
+    rows: usize,
+    width: usize,
+) -> Result<M::Buffer> {
+    let parts = rows.div_ceil(PART);
+    let mut partial = machine.alloc(DType::F32, parts * width)?;
+    let through = Through { before: None, dx: None, partial: Some(&mut partial), activation: None };
+    through.launch(machine, x, rows, width)?;
+    finish_column_sum(machine, &partial, x.dtype, parts, width)
+}
+
+/// x [rows, width] + bias, in place.
+pub(super) fn add_bias<M: Machine>(
+    machine: &M,
+    x: &mut M::Buffer,
+    bias: Array<'_, M::Buffer>,
+    rows: usize,
+) -> Result<()> {
+    let (width, symbol) = (bias.len(), symbol("bias_activation", bias.dtype));
+    let (rows_arg, kind) = (Arg::count(rows), Arg::I32(kind(None)));
+    let args = &mut [Arg::Out(x), bias.arg(), Arg::Null, Arg::Same(0), rows_arg, Arg::size(width)?, kind];
+    machine.launch(&symbol, Launch::each(rows * width), args)
+}
+
+/// One pass over the gradient of a linear layer's result: through the activation, and partial sums for the bias.
+struct Through<'a, B> {
+    before: Option<&'a B>,
+    dx: Option<&'a mut B>,
+    partial: Option<&'a mut B>,
+    activation: Option<Activation>,
+}
+
+impl<B> Through<'_, B> {
+    fn launch<M: Machine<Buffer = B>>(
+        self,
+        machine: &M,
+        grad: Array<'_, B>,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
+        let grid = [axis(width.div_ceil(128))?, axis(rows.div_ceil(PART))?, 1];
+        let args = &mut [
+            Arg::maybe(self.before),
+            grad.arg(),
+            Arg::maybe_out(self.dx),
+            Arg::maybe_out(self.partial),
+            Arg::count(rows),
+            Arg::size(width)?,
+            Arg::size(PART)?,
+            Arg::I32(kind(self.activation)),
+        ];
+        machine.launch(&symbol("bias_activation_grad", grad.dtype), Launch::new(grid, 256), args)
+    }
 }
 
 impl Linear {
@@ -85,18 +144,8 @@ impl Linear {
         let mut through = before.map(|_| machine.alloc(dtype, rows * o)).transpose()?;
         let mut partial = needs[2].then(|| machine.alloc(DType::F32, parts * o)).transpose()?;
         if through.is_some() || partial.is_some() {
-            let launch = Launch::new([axis(o.div_ceil(128))?, axis(parts)?, 1], 256);
-            let args = &mut [
-                Arg::maybe(before),
-                grad.arg(),
-                Arg::maybe_out(through.as_mut()),
-                Arg::maybe_out(partial.as_mut()),
-                Arg::count(rows),
-                Arg::size(o)?,
-                Arg::size(PART)?,
-                Arg::I32(kind(self.activation)),
-            ];
-            machine.launch(&symbol("bias_activation_grad", dtype), launch, args)?;
+            let (dx, partial) = (through.as_mut(), partial.as_mut());
+            Through { before, dx, partial, activation: self.activation }.launch(machine, grad, rows, o)?;
         }
         let db = partial.map(|partial| finish_column_sum(machine, &partial, dtype, parts, o)).transpose()?;
         let grad = match &through {

@@ -39,6 +39,11 @@ impl LinearScores {
     fn inverse_temperature(&self) -> f32 {
         (1.0 / self.temperature) as f32
     }
+
+    /// Numbers of a token in the result: log-probability, entropy, and the mean log-probability where it is wanted.
+    fn columns(&self) -> usize {
+        if self.uniform { 3 } else { 2 }
+    }
 }
 
 impl DeviceOp<2> for LinearScores {
@@ -48,12 +53,9 @@ impl DeviceOp<2> for LinearScores {
         [hidden, weight]: [Array<'_, M::Buffer>; 2],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        if self.uniform {
-            candle_core::bail!("label smoothing has no CUDA kernel yet; use 0, or the CPU");
-        }
         let s = Sizes::of(&hidden, &weight);
         let ids = machine.upload(&self.ids)?;
-        let mut state = machine.alloc(DType::F32, 4 * s.n)?;
+        let mut state = machine.alloc(DType::F32, 5 * s.n)?;
         let mut logits = machine.alloc(hidden.dtype, s.n * s.v.min(CHUNK))?;
         let launch = Launch::new([axis(s.n)?, 1, 1], BLOCK);
         for (start, rows) in s.chunks() {
@@ -73,15 +75,22 @@ impl DeviceOp<2> for LinearScores {
             ];
             machine.launch(&symbol("token_scores_update", hidden.dtype), launch, args)?;
         }
-        let mut out = machine.alloc(DType::F32, 2 * s.n)?;
-        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 2 * s.n)).transpose()?;
-        let args =
-            &mut [Arg::In(&state, 0), Arg::Out(&mut out), Arg::maybe_out(stats.as_mut()), Arg::count(s.n)];
+        let columns = self.columns();
+        let mut out = machine.alloc(DType::F32, columns * s.n)?;
+        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 3 * s.n)).transpose()?;
+        let args = &mut [
+            Arg::In(&state, 0),
+            Arg::Out(&mut out),
+            Arg::maybe_out(stats.as_mut()),
+            Arg::count(s.n),
+            Arg::size(s.v)?,
+            Arg::size(columns)?,
+        ];
         machine.launch("token_scores_finish", Launch::each(s.n), args)?;
         if let Some(stats) = stats {
             kept.put(Stats(stats));
         }
-        Made::new(out, (s.n, 2))
+        Made::new(out, (s.n, columns))
     }
 
     fn device_backward<M: Machine>(
@@ -118,6 +127,8 @@ impl DeviceOp<2> for LinearScores {
                 Arg::count(s.n),
                 Arg::size(rows)?,
                 Arg::size(start)?,
+                Arg::size(s.v)?,
+                Arg::size(self.columns())?,
                 Arg::F32(self.inverse_temperature()),
             ];
             machine.launch(&symbol("token_scores_grad", dtype), launch, args)?;

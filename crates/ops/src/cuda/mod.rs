@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod conv;
 #[cfg(feature = "cuda")]
 mod device;
 mod embedding;
@@ -76,10 +77,8 @@ pub(crate) trait DeviceOp<const N: usize> {
     }
 }
 
-// Without kernels. A sum and its norm are two operations on a device; bf16 weights are what `linear` takes there; a
-// convolution whose stride is its kernel is `patches2d` and `linear`.
+// Without kernels: on a device a sum and its norm are two operations, and weights in half precision are what `linear`
+// takes.
 impl DeviceOp<2> for crate::norm::AddNorm {}
 impl DeviceOp<1> for crate::half_weights::LinearHalf {}
 impl DeviceOp<2> for crate::half_weights::LinearHalf {}
-impl DeviceOp<2> for crate::conv::Conv2d {}
-impl DeviceOp<3> for crate::conv::Conv2d {}

@@ -22,7 +22,7 @@ fn turn<M: Machine>(
     x: Array<'_, M::Buffer>,
     dims: &[usize],
     (device, cos, sin): (&PerDevice, &[f64], &[f64]),
-    rows: Rows,
+    (pairs, rows): (Pairs, Rows),
     inverse: bool,
 ) -> Result<M::Buffer> {
     let &[b, heads, tokens, width] = dims else { candle_core::bail!("x must be [B, H, T, Dh]") };
@@ -33,21 +33,22 @@ fn turn<M: Machine>(
     })?;
     let (cos, sin): &(M::Buffer, M::Buffer) = &table;
     let mut out = machine.alloc(x.dtype, lines * width)?;
-    let args = &mut [
-        x.arg(),
-        Arg::In(cos, 0),
-        Arg::In(sin, 0),
-        Arg::Null,
-        Arg::Out(&mut out),
-        Arg::count(lines),
-        Arg::size(heads)?,
-        Arg::size(tokens)?,
-        Arg::size(half)?,
-        Arg::size(rows.batch_stride)?,
-        Arg::size(rows.offset)?,
-        Arg::I32(inverse.into()),
-    ];
-    machine.launch(&symbol("rotary", x.dtype), Launch::each(lines * half), args)?;
+    let mut args = vec![x.arg(), Arg::In(cos, 0), Arg::In(sin, 0)];
+    if pairs == Pairs::Halves {
+        args.push(Arg::Null);
+    }
+    args.extend([Arg::Out(&mut out), Arg::count(lines)]);
+    args.extend([Arg::size(heads)?, Arg::size(tokens)?, Arg::size(half)?, Arg::size(rows.batch_stride)?]);
+    let name = match pairs {
+        Pairs::Halves => {
+            args.push(Arg::size(rows.offset)?);
+            "rotary"
+        }
+        Pairs::Neighbours => "rotary_pairs",
+    };
+    args.push(Arg::I32(inverse.into()));
+    machine.launch(&symbol(name, x.dtype), Launch::each(lines * half), &mut args)?;
+    drop(args);
     Ok(out)
 }
 
@@ -60,7 +61,8 @@ impl Rotate {
         inverse: bool,
     ) -> Result<M::Buffer> {
         let table = (&self.table.device, self.table.cos.as_slice(), self.table.sin.as_slice());
-        turn(machine, x, dims, table, Rows { batch_stride: 0, offset: self.offset }, inverse)
+        let rows = Rows { batch_stride: 0, offset: self.offset };
+        turn(machine, x, dims, table, (Pairs::Halves, rows), inverse)
     }
 }
 
@@ -73,12 +75,9 @@ impl Turn {
         inverse: bool,
     ) -> Result<M::Buffer> {
         let angles = &self.0;
-        if angles.pairs == Pairs::Neighbours {
-            candle_core::bail!("there is no kernel yet for pairs of neighbours; move the tensor to the CPU");
-        }
-        let table = (&angles.device, angles.cos.as_slice(), angles.sin.as_slice());
         let batch_stride = if angles.batch == 1 { 0 } else { dims[2] };
-        turn(machine, x, dims, table, Rows { batch_stride, offset: 0 }, inverse)
+        let table = (&angles.device, angles.cos.as_slice(), angles.sin.as_slice());
+        turn(machine, x, dims, table, (angles.pairs, Rows { batch_stride, offset: 0 }), inverse)
     }
 }
 

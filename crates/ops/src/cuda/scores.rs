@@ -9,7 +9,7 @@ use crate::scores::{Scores, Soft};
 /// Threads for a row. Part of the result's bits.
 pub(super) const BLOCK: u32 = 256;
 
-/// Two numbers that summarise every row, [rows, 2].
+/// Three numbers that summarise every row, [rows, 3].
 pub(super) struct Stats<B>(pub(super) B);
 
 fn rows_launch(rows: usize) -> Result<Launch> {
@@ -26,7 +26,7 @@ impl DeviceOp<1> for Scores {
         let (rows, vocab) = (x.rows(), x.width());
         let ids = machine.upload(&self.ids)?;
         let mut out = machine.alloc(DType::F32, 2 * rows)?;
-        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 2 * rows)).transpose()?;
+        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 3 * rows)).transpose()?;
         let args = &mut [
             x.arg(),
             Arg::In(&ids, 0),
@@ -64,6 +64,8 @@ impl DeviceOp<1> for Scores {
             Arg::count(rows),
             Arg::size(vocab)?,
             Arg::I32(0),
+            Arg::size(vocab)?,
+            Arg::I32(2),
             Arg::F32((1.0 / self.temperature) as f32),
         ];
         machine.launch(&symbol("token_scores_grad", x.dtype), rows_launch(rows)?, args)?;
@@ -97,7 +99,7 @@ impl DeviceOp<1> for Soft {
         let (rows, vocab) = (x.rows(), x.width());
         let targets = self.device_targets(machine, x.dtype)?;
         let mut out = machine.alloc(DType::F32, rows)?;
-        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 2 * rows)).transpose()?;
+        let mut stats = kept.wanted().then(|| machine.alloc(DType::F32, 3 * rows)).transpose()?;
         let args = &mut [
             x.arg(),
             Arg::In(&targets, 0),

@@ -9,6 +9,7 @@ use super::optim::{self, Target};
 use super::{Array, Kept};
 use crate::activation::{Activate, Activation, SwiGlu};
 use crate::attention::{Attention, AttentionMask};
+use crate::conv::Conv2d;
 use crate::embedding::Embedding;
 use crate::linear::Linear;
 use crate::linear_scores::LinearScores;
@@ -183,8 +184,9 @@ fn rotary() {
             let rotate = || Rotate { table: table.clone(), offset: 3 };
             compare("rotary", rotate, [&[2, 3, 5, head_dim]], dtype, offset);
         }
-        let layout = AxialRotary::sections(16, 1e4, [2, 3, 3]).expect("a layout");
-        for batch in [1, 2u32] {
+        let halves = AxialRotary::sections(16, 1e4, [2, 3, 3]).expect("a layout");
+        let neighbours = AxialRotary::video(16, 1e4).expect("a layout");
+        for (layout, batch) in [(&halves, 1), (&halves, 2), (&neighbours, 1), (&neighbours, 2u32)] {
             let positions: Vec<u32> = (0..3 * batch * 5).map(|i| i * 7 % 11).collect();
             let shape = (3, batch as usize, 5);
             let positions = Tensor::from_vec(positions, shape, &Device::Cpu).expect("positions");
@@ -206,6 +208,17 @@ fn embeddings() {
         compare("patches", image, [&[2, 3, 6, 8]], dtype, 1);
         let video = || Patches::new([2, 8, 8], [3, 4, 16, 8]);
         compare("patches", video, [&[1, 3, 4, 16, 8]], dtype, 8);
+    }
+}
+
+#[test]
+fn convolutions() {
+    for dtype in DTYPES {
+        let conv = |stride, padding| move || Conv2d { stride, padding };
+        let dims: [&[usize]; 3] = [&[2, 3, 7, 5], &[4, 3, 3, 2], &[4]];
+        compare::<_, 2>("conv2d", conv([2, 1], [1, 0]), [dims[0], dims[1]], dtype, 1);
+        compare::<_, 3>("conv2d", conv([1, 2], [2, 1]), dims, dtype, 8);
+        compare::<_, 3>("conv2d", conv([1, 1], [0, 0]), [&[1, 1, 1, 1], &[1, 1, 1, 1], &[1]], dtype, 0);
     }
 }
 
@@ -232,8 +245,11 @@ fn scores_from_hidden_states() {
         // The last goes beyond one chunk of the vocabulary.
         for (n, v, d, offset) in [(1, 3, 1, 0), (5, 33, 9, 1), (2, 8200, 4, 8)] {
             let ids: Vec<u32> = (0..n as u32).map(|i| (i * 8195 + 1) % v as u32).collect();
-            let scores = || LinearScores { ids: ids.clone(), temperature: 0.7, uniform: false };
-            compare_columns("linear_scores", scores, [&[n, d], &[v, d]], dtype, offset, Some(2));
+            for (uniform, columns) in [(false, 2), (true, 3)] {
+                let scores = || LinearScores { ids: ids.clone(), temperature: 0.7, uniform };
+                let what = format!("linear_scores {uniform}");
+                compare_columns(&what, scores, [&[n, d], &[v, d]], dtype, offset, Some(columns));
+            }
         }
     }
 }
