@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
 use efference_objectives::batch::{
@@ -287,7 +287,7 @@ impl<'w> Rl<'w> {
             table(&|t| t.decisions.iter().flat_map(|d| &d.entropy).map(|&x| f64::from(x)).collect());
         let turns =
             table(&|t| (0..t.decisions.len() * per_decision).map(|i| (i / per_decision) as f64).collect());
-        let like = Tensor::zeros(1, DType::F32, policy.params.device())?;
+        let like = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         let old = old.to_tensor(&like)?;
         let numbers = |x: &dyn Fn(&Trajectory) -> f64| trajectories.iter().map(x).collect::<Vec<f64>>();
         let success = numbers(&|t| f64::from(u8::from(t.success)));
@@ -409,7 +409,7 @@ impl<'w> Rl<'w> {
             row
         };
         let values: Vec<f32> = trajectories.iter().flat_map(padded).collect();
-        Ok(Tensor::from_vec(values, (trajectories.len(), cols), policy.params.device())?)
+        Ok(Tensor::from_vec(values, (trajectories.len(), cols), &Device::Cpu)?)
     }
 
     /// Which decisions of the trajectories `mini` an update learns from.
@@ -453,8 +453,8 @@ impl<'w> Rl<'w> {
             let mask = masked(batch.mask().clone(), micro, per_decision);
             let batch = batch
                 .masked(mask)?
-                .with(LOG_PROBS, pack(&scored.log_probs, micro, longest)?)?
-                .with(ENTROPY, pack(&scored.entropy, micro, longest)?)?;
+                .with(LOG_PROBS, pack(&scored.log_probs.to_device(&Device::Cpu)?, micro, longest)?)?
+                .with(ENTROPY, pack(&scored.entropy.to_device(&Device::Cpu)?, micro, longest)?)?;
             let signals = prepared.signals.select(&rows);
             let loss = self.objective.loss(&batch, &signals, &whole, &self.memory)?;
             parts.loss += f64::from(loss.loss.to_scalar::<f32>()?);

@@ -127,8 +127,8 @@ impl AdamW {
         for (name, (param, _)) in &self.slots {
             let (dims, dtype) = (param.var.dims(), param.var.dtype());
             loaded.push(Moments {
-                exp_avg: loading.tensor("exp_avg", name, dims, dtype)?,
-                exp_avg_sq: loading.tensor("exp_avg_sq", name, dims, dtype)?,
+                exp_avg: loading.tensor("exp_avg", name, dims, dtype)?.to_device(param.var.device())?,
+                exp_avg_sq: loading.tensor("exp_avg_sq", name, dims, dtype)?.to_device(param.var.device())?,
                 step: loading.step(name)?,
             });
         }
