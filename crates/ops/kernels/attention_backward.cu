@@ -19,7 +19,16 @@ __device__ __forceinline__ void delta_rows(const T* out, const T* dout, float* d
     out += row * width;
     dout += row * width;
     float sum = 0.0f;
-    for (int i = lane; i < width; i += 32) sum += to_f32(out[i]) * to_f32(dout[i]);
+    if (width % 4 == 0 && aligned_to(4 * sizeof(T), out, dout)) {
+        for (int i = lane * 4; i < width; i += 128) {
+            float a[4], b[4];
+            load<4>(out + i, a);
+            load<4>(dout + i, b);
+            sum += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+        }
+    } else {
+        for (int i = lane; i < width; i += 32) sum += to_f32(out[i]) * to_f32(dout[i]);
+    }
     sum = warp_sum(sum);
     if (lane == 0) delta[row] = sum;
 }
@@ -29,7 +38,8 @@ __device__ __forceinline__ float base_of(float lse) { return lse == NEG_INFINITY
 
 // Transposed scores: rows are the warp's 16 keys, columns the 32 queries that pass by, so that probabilities come out
 // as the `a` of dv and dk.
-template <class T, int D>
+// HELD: so many columns / 16 of its keys and values a warp keeps in registers, the rest it loads for every tile.
+template <class T, int D, int HELD>
 __device__ __forceinline__ void dkdv(const T* q, const T* k, const T* v, const T* dout, const float* lse,
                                      const float* delta, T* dk, T* dv, const Shape s) {
     SHARED_DYNAMIC(raw);
@@ -81,6 +91,17 @@ __device__ __forceinline__ void dkdv(const T* q, const T* k, const T* v, const T
     int my_key = first_key + warp * 16 + g;
     bool key_visible[2] = {s.key_visible(valid, my_key), s.key_visible(valid, my_key + 8)};
 
+    u32 key_rows[HELD][4], value_rows[HELD][4];
+    if (passes > 0) {
+        copies_wait<0>();
+        __syncthreads();
+#pragma unroll
+        for (int d = 0; d < HELD; ++d) {
+            keys.load_a(key_rows[d], warp * 16, d * 16);
+            values.load_a(value_rows[d], warp * 16, d * 16);
+        }
+    }
+
     for (int pass = 0; pass < passes; ++pass) {
         fetch(pass + 1);
         copies_wait<1>();
@@ -93,9 +114,13 @@ __device__ __forceinline__ void dkdv(const T* q, const T* k, const T* v, const T
         clear(ds);
 #pragma unroll
         for (int d = 0; d < D / 16; ++d) {
-            u32 a[4], c[4];
-            keys.load_a(a, warp * 16, d * 16);
-            values.load_a(c, warp * 16, d * 16);
+            u32 loaded_a[4], loaded_c[4];
+            if (d >= HELD) {
+                keys.load_a(loaded_a, warp * 16, d * 16);
+                values.load_a(loaded_c, warp * 16, d * 16);
+            }
+            const u32(&a)[4] = d < HELD ? key_rows[d < HELD ? d : 0] : loaded_a;
+            const u32(&c)[4] = d < HELD ? value_rows[d < HELD ? d : 0] : loaded_c;
 #pragma unroll
             for (int n = 0; n < PASS / 16; ++n) {
                 u32 b[4];
@@ -151,7 +176,7 @@ __device__ __forceinline__ void dkdv(const T* q, const T* k, const T* v, const T
 }
 
 // Rows are the warp's 16 queries, columns the 32 keys that pass by.
-template <class T, int D>
+template <class T, int D, int HELD>
 __device__ __forceinline__ void dq_tile(const T* q, const T* k, const T* v, const T* dout, const float* lse,
                                         const float* delta, T* dq, const Shape s) {
     SHARED_DYNAMIC(raw);
@@ -197,6 +222,15 @@ __device__ __forceinline__ void dq_tile(const T* q, const T* k, const T* v, cons
         along[r] = inside ? delta[q_head * s.tq + my_query + 8 * r] : 0.0f;
     }
 
+    u32 query_rows[HELD][4], dout_rows[HELD][4];
+    copies_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int d = 0; d < HELD; ++d) {
+        queries.load_a(query_rows[d], warp * 16, d * 16);
+        douts.load_a(dout_rows[d], warp * 16, d * 16);
+    }
+
     for (int pass = 0; pass < passes; ++pass) {
         fetch(pass + 1);
         copies_wait<1>();
@@ -207,9 +241,13 @@ __device__ __forceinline__ void dq_tile(const T* q, const T* k, const T* v, cons
         clear(ds);
 #pragma unroll
         for (int d = 0; d < D / 16; ++d) {
-            u32 a[4], c[4];
-            queries.load_a(a, warp * 16, d * 16);
-            douts.load_a(c, warp * 16, d * 16);
+            u32 loaded_a[4], loaded_c[4];
+            if (d >= HELD) {
+                queries.load_a(loaded_a, warp * 16, d * 16);
+                douts.load_a(loaded_c, warp * 16, d * 16);
+            }
+            const u32(&a)[4] = d < HELD ? query_rows[d < HELD ? d : 0] : loaded_a;
+            const u32(&c)[4] = d < HELD ? dout_rows[d < HELD ? d : 0] : loaded_c;
 #pragma unroll
             for (int n = 0; n < PASS / 16; ++n) {
                 u32 b[4];
@@ -264,11 +302,11 @@ using namespace efference;
 #define BACKWARD(NAME, T, D)                                                                                   \
     KERNEL_BOUNDS(128, attention_dkdv_##NAME##_d##D, const T* q, const T* k, const T* v, const T* dout,        \
                   const float* lse, const float* delta, T* dk, T* dv, ATTENTION_TAIL) {                        \
-        dkdv<T, D>(q, k, v, dout, lse, delta, dk, dv, ATTENTION_SHAPE);                                        \
+        dkdv<T, D, D <= 80 ? D / 16 : 1>(q, k, v, dout, lse, delta, dk, dv, ATTENTION_SHAPE);                                        \
     }                                                                                                          \
     KERNEL_BOUNDS(128, attention_dq_##NAME##_d##D, const T* q, const T* k, const T* v, const T* dout,          \
                   const float* lse, const float* delta, T* dq, ATTENTION_TAIL) {                               \
-        dq_tile<T, D>(q, k, v, dout, lse, delta, dq, ATTENTION_SHAPE);                                         \
+        dq_tile<T, D, D / 16>(q, k, v, dout, lse, delta, dq, ATTENTION_SHAPE);                                         \
     }
 #define SIZES(NAME, T) BACKWARD(NAME, T, 64) BACKWARD(NAME, T, 80) BACKWARD(NAME, T, 96) BACKWARD(NAME, T, 128)
 SIZES(f16, __half)

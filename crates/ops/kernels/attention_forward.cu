@@ -12,13 +12,13 @@ constexpr int QUERIES = 128, THREADS = 128, ROWS = 2;  // ROWS: tiles of 16 quer
 // How the registers are shared out: a thread has 255, of which the outputs take D.
 template <int D>
 struct Plan {
-    static constexpr bool HOLD = D <= 96;            // queries stay in registers (D / 2 of them)
+    static constexpr bool HOLD = D <= 80;            // queries stay in registers (D / 2 of them)
     static constexpr int KEYS = D <= 64 ? 64 : 32;   // keys of a tile; their scores take as many registers
 };
 
 // Shared memory holds 256 rows: the stages from row 0 on, the queries in rows 128 to 255. With tiles of 64 keys the
 // second stage lies over the queries, which must be in registers by then.
-template <class T, int D>
+template <class T, int D, bool PACKED>
 __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* out, float* lse, const Shape s) {
     constexpr int KEYS = Plan<D>::KEYS;
     constexpr bool HOLD = Plan<D>::HOLD;
@@ -28,11 +28,16 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     constexpr int SIZE = Tile<T, D>::size(KEYS);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int sample = blockIdx.z, head = blockIdx.y;
+    // Packed: the queries of all heads that share a key-value head follow each other in memory and are rows of one
+    // matrix, row r at position r % Tq. For decoding, where a head has a query or two.
+    int group = s.heads / s.kv_heads;
+    const int rows = PACKED ? group * s.tq : s.tq;
+    auto position = [&](int row) { return PACKED ? row % s.tq : row; };
     // The last queries see most keys under a causal mask: they start first.
-    int first_query = (gridDim.x - 1 - blockIdx.x) * QUERIES;
-    if (first_query >= s.tq) return;
-    i64 q_head = i64(sample) * s.heads + head;
-    i64 kv_head = i64(sample) * s.kv_heads + head / (s.heads / s.kv_heads);
+    int first_row = (gridDim.x - 1 - blockIdx.x) * QUERIES;
+    if (first_row >= rows) return;
+    i64 q_head = i64(sample) * s.heads + (PACKED ? head * group : head);
+    i64 kv_head = i64(sample) * s.kv_heads + (PACKED ? head : head / group);
     q += q_head * s.tq * s.head_dim;
     out += q_head * s.tq * s.head_dim;
     lse += q_head * s.tq;
@@ -40,8 +45,12 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     v += kv_head * s.tk * s.head_dim;
     const u8* valid = s.valid_of(sample);
 
-    int last_query = first_query + QUERIES < s.tq ? first_query + QUERIES - 1 : s.tq - 1;
-    int tiles = (s.keys_end(last_query) + KEYS - 1) / KEYS;
+    // The first and the last position among rows first .. end.
+    auto one_head = [&](int first, int end) { return !PACKED || first / s.tq == (end - 1) / s.tq; };
+    auto first_position = [&](int first, int end) { return one_head(first, end) ? position(first) : 0; };
+    auto last_position = [&](int first, int end) { return one_head(first, end) ? position(end - 1) : s.tq - 1; };
+    int end_row = first_row + QUERIES < rows ? first_row + QUERIES : rows;
+    int tiles = (s.keys_end(last_position(first_row, end_row)) + KEYS - 1) / KEYS;
     auto keys_of = [&](int tile) { return Tile<T, D>{memory + tile % 2 * 2 * SIZE}; };
     auto values_of = [&](int tile) { return Tile<T, D>{memory + (tile % 2 * 2 + 1) * SIZE}; };
     auto fetch = [&](int tile) {
@@ -55,7 +64,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     const int my_row = warp * ROWS * 16;  // the warp's first in the block
     Tile<T, D> queries{memory + Tile<T, D>::size(128)};
     u32 query[HOLD ? D / 16 : 1][ROWS][4];
-    queries.template load_async<QUERIES, THREADS>(q, first_query, s.tq, s.head_dim);
+    queries.template load_async<QUERIES, THREADS>(q, first_row, rows, s.head_dim);
     copies_commit();
     fetch(0);
     if (HOLD) {
@@ -80,8 +89,9 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     }
     float factor = s.scale * LOG2_E;
     // Keys from here on are hidden from all of the warp's queries; none are visible to queries beyond the last.
-    int my_first = first_query + my_row, my_last = my_first + ROWS * 16 - 1;
-    int my_end = my_first < s.tq ? s.keys_end(my_last < s.tq ? my_last : s.tq - 1) : 0;
+    int my_first = first_row + my_row, my_last = my_first + ROWS * 16 < rows ? my_first + ROWS * 16 : rows;
+    int my_end = my_first < rows ? s.keys_end(last_position(my_first, my_last)) : 0;
+    int my_least = my_first < rows ? first_position(my_first, my_last) : 0;
 
     for (int tile = 0; tile < tiles; ++tile) {
         fetch(tile + 1);
@@ -112,7 +122,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                     }
                 }
             }
-            bool all = s.all_visible(my_first, first_key + KEYS);
+            bool all = s.all_visible(my_least, first_key + KEYS);
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
@@ -125,7 +135,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                         for (int r = 0; r < 2; ++r) {
                             float& x = score[m][n][2 * r + j];
                             x *= factor;
-                            if (!all && !(visible && s.pair_visible(my_first + m * 16 + g + 8 * r, key))) x = NEG_INFINITY;
+                            int query = position(my_first + m * 16 + g + 8 * r);
+                            if (!all && !(visible && s.pair_visible(query, key))) x = NEG_INFINITY;
                         }
                     }
                 }
@@ -189,10 +200,10 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
             float sum = quad_sum(total[m][r]);
             inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
             int row = my_first + m * 16 + g + 8 * r;
-            if (t == 0 && row < s.tq) lse[row] = sum == 0.0f ? NEG_INFINITY : top[m][r] * LN_2 + logf(sum);
+            if (t == 0 && row < rows) lse[row] = sum == 0.0f ? NEG_INFINITY : top[m][r] * LN_2 + logf(sum);
         }
         int at = my_row + m * 16;
-        results.store(output[m], inverse[0], inverse[1], at, out, first_query + at, s.tq, s.head_dim);
+        results.store(output[m], inverse[0], inverse[1], at, out, first_row + at, rows, s.head_dim);
     }
 }
 
@@ -203,7 +214,11 @@ using namespace efference;
 #define FORWARD(NAME, T, D)                                                                                    \
     KERNEL_BOUNDS(128, attention_##NAME##_d##D, const T* q, const T* k, const T* v, T* out, float* lse,        \
                   ATTENTION_TAIL) {                                                                            \
-        attention<T, D>(q, k, v, out, lse, ATTENTION_SHAPE);                                                   \
+        if (gridDim.y == u32(heads)) {                                                                         \
+            attention<T, D, false>(q, k, v, out, lse, ATTENTION_SHAPE);                                        \
+        } else {                                                                                               \
+            attention<T, D, true>(q, k, v, out, lse, ATTENTION_SHAPE);                                         \
+        }                                                                                                      \
     }
 #define SIZES(NAME, T) FORWARD(NAME, T, 64) FORWARD(NAME, T, 80) FORWARD(NAME, T, 96) FORWARD(NAME, T, 128)
 SIZES(f16, __half)

@@ -1,5 +1,5 @@
 // Kernels with one fault each: the emulation must find it.
-#include "common.cuh"
+#include "tensor_core.cuh"
 
 KERNEL(fault_barrier, float* out) {
     if (threadIdx.x < 40) __syncthreads();
@@ -46,3 +46,27 @@ KERNEL(fault_blocks, float* out) {
 }
 
 KERNEL(fault_behind, float* out, int n) { out[n] = float(threadIdx.x); }
+
+// Reads what an asynchronous copy brings without waiting for it.
+KERNEL(fault_wait, const float* x, float* out) {
+    SHARED(float, row, 64);
+    row[threadIdx.x] = 0.0f;
+    efference::copy_async<4>(row + threadIdx.x, x + threadIdx.x, true);
+    efference::copies_commit();
+    __syncthreads();
+    out[threadIdx.x] = row[threadIdx.x];
+    efference::copies_wait<0>();
+}
+
+// Starts a copy over what others still read.
+KERNEL(fault_overwrite, const float* x, float* out) {
+    SHARED(float, row, 64);
+    row[threadIdx.x] = float(threadIdx.x);
+    __syncthreads();
+    float read = row[63 - threadIdx.x];
+    efference::copy_async<4>(row + threadIdx.x, x + threadIdx.x, true);
+    efference::copies_commit();
+    efference::copies_wait<0>();
+    __syncthreads();
+    out[threadIdx.x] = read + row[63 - threadIdx.x];
+}

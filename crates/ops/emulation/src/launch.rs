@@ -50,15 +50,15 @@ impl Arg {
     }
 }
 
-/// In which order blocks, warps and lanes run between barriers. A correct kernel gives the same bits in every order;
-/// one with a missing barrier does not.
+/// In which order blocks, warps and lanes run between barriers, and when asynchronous copies land. A correct kernel gives
+/// the same bits in every order; one with a missing barrier or wait does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By their numbers.
+    /// By their numbers; copies land when they are waited for.
     Forward,
-    /// From the last to the first.
+    /// From the last to the first; copies land at once.
     Backward,
-    /// Shuffled by a seed.
+    /// Shuffled by a seed; copies land when they are waited for.
     Shuffled(u32),
 }
 

@@ -204,6 +204,13 @@ fn run<T: Stored>(family: Family, problem: &Problem<T>, shift: usize) {
             "lse {got} {want}: {context}"
         );
     }
+    if matches!(family, Family::TensorCore(_)) && s.heads != s.kv_heads {
+        let call = tail(inputs("").output::<T>(problem.q.len()).output::<f32>(rows));
+        let tiles = (s.heads / s.kv_heads * s.tq).div_ceil(family.forward_tile());
+        let mut packed = call.grid(tiles, s.kv_heads, s.batch).shared(shared_forward).run();
+        let (packed_out, packed_lse): (Vec<T>, Vec<f32>) = (packed.take(), packed.take());
+        assert!(wide(&packed_out) == wide(&out) && packed_lse == lse, "packed has other bits: {context}");
+    }
     // Rows that see nothing are exactly 0.
     for (row, _) in want.lse.iter().enumerate().filter(|(_, lse)| **lse == f64::NEG_INFINITY) {
         assert!(out[row * s.width..(row + 1) * s.width].iter().all(|x| x.wide() == 0.0), "{context}");
@@ -266,6 +273,8 @@ fn tensor_cores<T: Stored>(seed: u64) {
         ([1, 2, 1, 64, 129, 128], 128),
         ([1, 1, 1, 40, 40, 112], 128),
         ([1, 1, 1, 150, 170, 48], 64),
+        ([2, 6, 2, 50, 60, 16], 64),
+        ([1, 4, 1, 1, 70, 128], 128),
     ];
     for (sizes, d) in cases {
         let shape = shape(sizes);
@@ -371,6 +380,35 @@ fn samples_stand_alone() {
     let valid: Vec<u8> = (0..30).map(|j| u8::from(j < 20)).collect();
     let padded = forward(1, 30, &p.q[q..], &longer(&p.k[kv..]), &longer(&p.v[kv..]), Some(&valid));
     assert_eq!(padded, alone);
+}
+
+/// The on-policy promise on a device: the last query decoded alone, packed or not, has the bits it has in the whole.
+#[test]
+fn decoding_has_the_bits_of_the_whole() {
+    let mut random = Random::new(57);
+    let (heads, t) = (4, 75);
+    for d in [64, 128] {
+        let p = problem::<bf16>(&mut random, shape([1, heads, 2, t, t, d]), Mask::Causal, None, 1.0);
+        let forward = |q: &[bf16], tq: usize, rows: usize| -> (Vec<bf16>, Vec<f32>) {
+            let call = Call::new(format!("attention_bf16_d{d}")).input(q).input(&p.k).input(&p.v);
+            let call = call.output::<bf16>(q.len()).output::<f32>(heads * tq).null().null();
+            let call = call.i32(heads).i32(2).i32(tq).i32(t).i32(d).f32(0.1).i32(1).i32(0);
+            let mut out = call.block(128).grid(1, rows, 1).shared(512 * (d + 8)).run();
+            (out.take(), out.take())
+        };
+        let (whole, whole_lse) = forward(&p.q, t, heads);
+        let last: Vec<bf16> = p.q.chunks(t * d).flat_map(|head| head[(t - 1) * d..].to_vec()).collect();
+        for rows in [heads, 2] {
+            let (alone, lse) = forward(&last, 1, rows);
+            for head in 0..heads {
+                assert_eq!(
+                    alone[head * d..(head + 1) * d],
+                    whole[((head + 1) * t - 1) * d..(head + 1) * t * d]
+                );
+                assert_eq!(lse[head], whole_lse[(head + 1) * t - 1]);
+            }
+        }
+    }
 }
 
 fn random_like(n: usize) -> Vec<bf16> {

@@ -30,6 +30,11 @@ fn faults_are_found() {
 fn orders_uncover_races() {
     let race = Call::new("fault_race").output::<f32>(64).block(64);
     assert_ne!(race.bytes(Order::Forward), race.bytes(Order::Backward));
+    let x = [5.0f32; 64];
+    for name in ["fault_wait", "fault_overwrite"] {
+        let copy = Call::new(name).input(&x).output::<f32>(64).block(64);
+        assert_ne!(copy.bytes(Order::Forward), copy.bytes(Order::Backward), "{name}");
+    }
     let blocks = Call::new("fault_blocks").output::<f32>(4).block(32).grid(4, 1, 1);
     assert_ne!(blocks.bytes(Order::Forward), blocks.bytes(Order::Backward));
 }

@@ -103,6 +103,7 @@ struct Machine {
     const Entry* entry = nullptr;
     const void* const* arguments = nullptr;
     Fiber* current = nullptr;
+    bool eager = false;  // asynchronous copies happen at once instead of as late as they may
     bool failed = false;
     std::string message;
 #if defined(__x86_64__)
@@ -377,10 +378,15 @@ __attribute__((noinline)) void check_shared(const void* address, size_t bytes, c
     fail("%s: address outside shared memory", what);
 }
 
-// The copy happens as late as the program allows: when it is waited for. Whoever reads too early sees the old content.
+// A copy may land any time between its start and the wait for it. In one order of threads it lands at once, so that who
+// still reads the old content shows; in the others when it is waited for, so that who reads too early shows.
 __attribute__((noinline)) void async_copy(void* to, const void* from, size_t bytes, bool valid) {
     check_shared(to, bytes, "cp.async");
     if (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("cp.async: source not aligned to %zu", bytes);
+    if (here().eager) {
+        valid ? (void)std::memcpy(to, from, bytes) : (void)std::memset(to, 0, bytes);
+        return;
+    }
     Fiber& fiber = *here().current;
     fiber.copies.push_back({to, from, unsigned(bytes), valid, fiber.committed});
 }
@@ -407,7 +413,8 @@ __attribute__((noinline)) void async_wait(int pending) {
 using namespace emulation;
 
 // Runs a kernel; 0, or 1 with a message. `types` has one letter per argument (see Entry). Blocks run in the order of
-// their numbers (schedule 0), backwards (1), or shuffled (others), and so do warps and lanes.
+// their numbers (schedule 0), backwards (1), or shuffled (others), and so do warps and lanes; asynchronous copies land
+// at once in schedule 1 and late in the others.
 extern "C" int efference_emulation_launch(const char* symbol, const uint32_t* grid, const uint32_t* block,
                                           uint32_t shared, const void* const* arguments, const char* types,
                                           uint64_t schedule, char* message, size_t capacity) {
@@ -431,6 +438,7 @@ extern "C" int efference_emulation_launch(const char* symbol, const uint32_t* gr
     if (!machine) machine = std::make_unique<Machine>();
     Machine& m = *machine;
     m.failed = false;
+    m.eager = schedule == 1;
     m.entry = entry;
     m.arguments = arguments;
     m.grid = {grid[0], grid[1], grid[2]};
