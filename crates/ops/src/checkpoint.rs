@@ -13,6 +13,7 @@
 //! gradients thus end up where they always do, and nobody who reads them needs to know.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
@@ -105,10 +106,11 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> Piece<F> {
         for input in &self.inputs {
             let wanted = input.track_op() && input.dtype().is_float();
             if wanted && !input.is_variable() {
-                if !leaves.contains_key(&input.id()) {
-                    leaves.insert(input.id(), Var::from_tensor(&input.detach())?);
-                }
-                inputs.push(leaves[&input.id()].as_tensor().clone());
+                let leaf = match leaves.entry(input.id()) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => place.insert(Var::from_tensor(&input.detach())?),
+                };
+                inputs.push(leaf.as_tensor().clone());
             } else {
                 inputs.push(input.clone());
             }

@@ -213,6 +213,12 @@ pub(crate) fn sum_of<T: Float>(x: &[T], f: impl Fn(T) -> T) -> T {
     fold(T::ZERO, x.len(), |i| f(x[i]), |a, b| a + b)
 }
 
+/// Sum of the squares of a row, in f64: the square of an f32 cannot overflow there.
+#[inline(always)]
+pub(crate) fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
+    fold(0.0f64, x.len(), |i| x[i].wide() * x[i].wide(), |a, b| a + b)
+}
+
 /// Sum of `f(x, y)` over two rows of one length.
 #[inline(always)]
 pub(crate) fn sum_of2<T: Float>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {

@@ -9,6 +9,7 @@ use efference_train::metrics::{self, Record, is_reproducible};
 use efference_train::report::{Event, Recorded, Reporter, Silent, StopFlag};
 use efference_train::run::{self, Summary};
 use efference_train::run_dir::Taken;
+use efference_train::{policy_file, world};
 
 /// Two tasks, 40 control steps an episode, a network of some ten thousand weights. Untrained, nothing succeeds, so
 /// an entropy bonus makes the RL updates move.
@@ -251,4 +252,76 @@ fn micro_batches_add_up_to_the_mini_batch() {
         assert!((a - b).abs() <= 1e-5 * a.abs().max(1e-2), "{one:?} {many:?}");
     }
     assert!(one[1] > 0.0, "{one:?}");
+}
+
+#[test]
+fn what_saves_memory_resumes_bit_for_bit_and_computing_again_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in ["adafactor", "adamw8bit"] {
+        let optimizer = format!("optimizer.kind={kind}");
+        let sets = |name: &'static str| {
+            vec![
+                name,
+                optimizer.as_str(),
+                "optimizer.scale_parameter=false",
+                "optimizer.ema=0.9",
+                "eval.weights=ema",
+                "model.freeze=[\"vision_backbone.\", \"!*.patch_embedding.*\"]",
+                "rl.iterations=2",
+            ]
+        };
+        let whole = start(&config(dir.path(), &sets("run.name=whole")), &Silent, &StopFlag::new());
+        let stop = StopFlag::new();
+        let mut forgetful = sets("run.name=forgetful");
+        forgetful.push("model.gradient_checkpointing=true");
+        let when = StopWhen(|e: &Event| update(e, 5), &stop);
+        let part = start(&config(dir.path(), &forgetful), &when, &stop);
+        assert!(!part.finished);
+        let again = ["model.gradient_checkpointing=false".to_string()];
+        let resumed = run::resume(&part.run, &again, &Silent, &StopFlag::new()).unwrap();
+        assert_eq!(resumed.evals, whole.evals);
+        assert_eq!(bits(&part.run), bits(&whole.run), "{kind}");
+        assert_eq!(weights(&part.run), weights(&whole.run), "{kind}");
+        assert_same_checkpoints(&part.run, &whole.run);
+
+        // Frozen weights are the initial ones; what is excepted has moved.
+        let end = Checkpoint::load(&whole.run).unwrap();
+        let first = config(dir.path(), &sets("run.name=first"));
+        let first = world::policy(&first, world::tabletop_proprio()).unwrap().params;
+        let mut moved = [0, 0];
+        for (name, var) in first.vars() {
+            let same = tensor_bits(&Tensors::from([(name.clone(), var.as_tensor().clone())]))[0].1
+                == tensor_bits(&Tensors::from([(name.clone(), end.model[name].clone())]))[0].1;
+            let frozen = name.starts_with("vision_backbone.") && !name.contains(".patch_embedding.");
+            assert_eq!(same, frozen, "{name}");
+            moved[usize::from(frozen)] += 1;
+        }
+        assert!(moved[0] > 0 && moved[1] > 0);
+
+        // The averages outlive the stage and can act.
+        assert!(end.optimizer.keys().any(|name| name.starts_with("average/")));
+        let load = |averaged| policy_file::load(&whole.run, "tabletop", averaged).unwrap().policy.params;
+        let of = |params: &efference_nets::ParamStore| params.to_bytes().unwrap();
+        assert_ne!(of(&load(true)), of(&load(false)));
+        for run in [&whole.run, &part.run] {
+            std::fs::remove_dir_all(run).unwrap();
+        }
+    }
+    let done = start(&config(dir.path(), &["sft=none", "rl=none"]), &Silent, &StopFlag::new());
+    let refused = policy_file::load(&done.run, "tabletop", true).err().unwrap().to_string();
+    assert!(refused.contains("optimizer.ema"), "{refused}");
+}
+
+#[test]
+fn patterns_that_freeze_nothing_or_everything_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |set: &str| {
+        let config = config(dir.path(), &[set]);
+        let error = world::policy(&config, world::tabletop_proprio()).err().unwrap();
+        format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string))
+    };
+    let nothing = refused("model.freeze=[\"vision.\", \"language_model.\"]");
+    assert!(nothing.contains("model.freeze") && nothing.contains("\"vision.\""), "{nothing}");
+    assert!(!nothing.contains("\"language_model.\""), "{nothing}");
+    assert!(refused("model.freeze=[\"*\"]").contains("nothing is left to train"));
 }

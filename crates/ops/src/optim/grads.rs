@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Storage, Te
 use rayon::prelude::*;
 
 use super::storage::{CHUNK, Element, slice_mut};
-use crate::float::{Float, sum_of};
+use crate::float::{self, Float};
 use crate::simd::{Kernel, Level, dispatch};
 use crate::{Error, Result, check};
 
@@ -241,16 +241,7 @@ impl<T: Float> Kernel for Squares<'_, T> {
     type Output = f64;
     #[inline(always)]
     fn run<L: Level>(self) -> f64 {
-        // Squared in f64: the square of an f32 cannot overflow there.
-        let mut wide = [0.0; 256];
-        let mut total = 0.0;
-        for part in self.0.chunks(256) {
-            for (wide, &x) in wide.iter_mut().zip(part) {
-                *wide = x.wide();
-            }
-            total += sum_of(&wide[..part.len()], |x: f64| x * x);
-        }
-        total
+        self.0.chunks(256).map(float::sum_of_squares).sum()
     }
 }
 
