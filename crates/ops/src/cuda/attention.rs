@@ -6,6 +6,9 @@ use super::launch::{Arg, Array, Launch, Machine, axis, symbol};
 use super::{DeviceOp, Kept, Made};
 use crate::attention::{Attention, AttentionMask};
 
+/// Most queries for which heads are taken together.
+const PACKED: usize = 16;
+
 /// Log of the sum of exponentials of every query, [B, H, Tq].
 struct LogSums<B>(B);
 
@@ -18,6 +21,8 @@ struct Family {
     block: u32,
     shared_forward: usize,
     shared_backward: usize,
+    /// Whether the forward kernel can take the heads of a group together.
+    packs: bool,
 }
 
 impl Family {
@@ -32,7 +37,14 @@ impl Family {
             let shared = 512 * (padded + 8);
             let suffix = format!("{}_d{padded}", dtype.as_str());
             let (shared_forward, shared_backward) = (shared, shared);
-            return Ok(Family { suffix, tile: [128, 64], block: 128, shared_forward, shared_backward });
+            return Ok(Family {
+                suffix,
+                tile: [128, 64],
+                block: 128,
+                shared_forward,
+                shared_backward,
+                packs: true,
+            });
         }
         let (name, tile) = match head_dim {
             ..=128 => ("plain", 32),
@@ -46,6 +58,7 @@ impl Family {
             block: 256,
             shared_forward: 4 * (2 * tile * row + tile * (tile + 1)),
             shared_backward: 4 * (4 * tile * row + 2 * tile * (tile + 1)),
+            packs: false,
         })
     }
 
@@ -122,14 +135,19 @@ impl DeviceOp<3> for Attention {
         [q, k, v]: [Array<'_, M::Buffer>; 3],
         kept: &Kept,
     ) -> Result<Made<M::Buffer>> {
-        let [b, heads, _, tq, _, d] = sizes(&q, &k);
+        let [b, heads, kv_heads, tq, _, d] = sizes(&q, &k);
         let family = Family::of(q.dtype, d, aligned(&[&q, &k, &v]))?;
         let tail = self.tail(machine, &q, &k)?;
         let mut out = machine.alloc(q.dtype, q.len())?;
         let mut log_sums = machine.alloc(DType::F32, b * heads * tq)?;
         let mut args = vec![q.arg(), k.arg(), v.arg(), Arg::Out(&mut out), Arg::Out(&mut log_sums)];
         args.extend(tail.args());
-        let launch = family.launch(false, tq, heads, b)?;
+        // With few queries a block takes those of all heads that share a key-value head, and reads the keys once.
+        let launch = if family.packs && tq <= PACKED {
+            family.launch(false, heads / kv_heads * tq, kv_heads, b)?
+        } else {
+            family.launch(false, tq, heads, b)?
+        };
         machine.launch(&format!("attention_{}", family.suffix), launch, &mut args)?;
         drop(args);
         kept.put(LogSums(log_sums));

@@ -261,9 +261,13 @@ fn attention() {
         [AttentionMask::Full, AttentionMask::Causal, AttentionMask::Blocks(blocks)]
     };
     for dtype in DTYPES {
-        for (head_dim, heads, kv_heads, tq, tk, offset) in
-            [(8, 4, 2, 5, 5, 0), (5, 2, 2, 1, 1, 1), (72, 2, 1, 66, 66, 8), (16, 2, 1, 3, 9, 0)]
-        {
+        for (head_dim, heads, kv_heads, tq, tk, offset) in [
+            (8, 4, 2, 5, 5, 0),
+            (5, 2, 2, 1, 1, 1),
+            (72, 2, 1, 66, 66, 8),
+            (16, 2, 1, 3, 9, 0),
+            (64, 12, 2, 17, 20, 0),
+        ] {
             for mask in masks(tq) {
                 if tq != tk && matches!(mask, AttentionMask::Blocks(_)) {
                     continue;
