@@ -351,11 +351,11 @@ fn random_shapes() {
     runner.run(&(sizes, 0..8usize, any::<u64>()), run_case).unwrap();
 }
 
-/// Scores of +-hundreds: probabilities of 0 and 1, no overflow; a negative scale.
+/// Scores of +-hundreds: probabilities of 0 and 1, no overflow; a negative scale, and none.
 #[test]
 fn large_scores() {
     let mut random = Random::new(54);
-    for scale in [0.5, -0.5] {
+    for scale in [0.5, -0.5, 0.0] {
         let shape = Shape { scale, ..shape([1, 1, 1, 20, 70, 64]) };
         let p = problem::<bf16>(&mut random, shape.clone(), Mask::Causal, None, 4.0);
         run(Family::TensorCore(64), &p, 0);
