@@ -159,11 +159,13 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                         largest = fmaxf(largest, fmaxf(score[m][n][2 * r], score[m][n][2 * r + 1]));
                     }
                     largest = quad_max(largest);
-                    // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away.
-                    float base = largest == NEG_INFINITY ? 0.0f : largest * factor;
-                    float rescale = exp2_fast(top[m][r] * factor - base);
+                    // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away. Every rounding is
+                    // spelled out: an unchanged largest must rescale by exactly 1, and all ways to launch this must
+                    // give the same bits, so the compiler may not choose what to fuse.
+                    float base = largest == NEG_INFINITY ? 0.0f : __fmul_rn(largest, factor);
+                    float rescale = exp2_fast(__fadd_rn(__fmul_rn(top[m][r], factor), -base));
                     top[m][r] = largest;
-                    total[m][r] *= rescale;
+                    total[m][r] = __fmul_rn(total[m][r], rescale);
 #pragma unroll
                     for (int n = 0; n < D / 8; ++n) {
                         output[m][n][2 * r] *= rescale;
@@ -171,8 +173,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                     }
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; ++n) {
-                        score[m][n][2 * r] = exp2_fast(score[m][n][2 * r] * factor - base);
-                        score[m][n][2 * r + 1] = exp2_fast(score[m][n][2 * r + 1] * factor - base);
+                        score[m][n][2 * r] = exp2_fast(__fmaf_rn(score[m][n][2 * r], factor, -base));
+                        score[m][n][2 * r + 1] = exp2_fast(__fmaf_rn(score[m][n][2 * r + 1], factor, -base));
                         total[m][r] += score[m][n][2 * r] + score[m][n][2 * r + 1];
                     }
                 }
@@ -208,7 +210,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
             float sum = quad_sum(total[m][r]);
             inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
             int row = my_first + m * 16 + g + 8 * r;
-            if (t == 0 && row < rows) lse[row] = sum == 0.0f ? NEG_INFINITY : top[m][r] * factor * LN_2 + logf(sum);
+            float log = __fmaf_rn(__fmul_rn(top[m][r], factor), LN_2, logf(sum));
+            if (t == 0 && row < rows) lse[row] = sum == 0.0f ? NEG_INFINITY : log;
         }
         int at = my_row + m * 16;
         results.store(output[m], inverse[0], inverse[1], at, out, first_row + at, rows, s.head_dim);
