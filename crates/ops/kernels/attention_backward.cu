@@ -33,7 +33,7 @@ __device__ __forceinline__ void delta_rows(const T* out, const T* dout, float* d
     if (lane == 0) delta[row] = sum;
 }
 
-// lse in powers of 2. Where nothing is visible all scores are -inf; 0 keeps -inf - -inf away.
+// lse in powers of 2. Where nothing is visible every probability is set to 0; base 0 keeps NaN away until then.
 __device__ __forceinline__ float base_of(float lse) { return lse == NEG_INFINITY ? 0.0f : lse * LOG2_E; }
 
 // Transposed scores: rows are the warp's 16 keys, columns the 32 queries that pass by, so that probabilities come out
@@ -141,10 +141,9 @@ __device__ __forceinline__ void dkdv(const T* q, const T* k, const T* v, const T
                 float base = base_of(bases[pass % 2 * PASS + column]), along = deltas[pass % 2 * PASS + column];
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    float score = p[n][2 * r + j] * factor;
-                    if (!all && !(key_visible[r] && s.pair_visible(query, my_key + 8 * r))) score = NEG_INFINITY;
                     // Beyond the last query dout and delta are 0, so whatever p is adds nothing.
-                    float e = exp2_fast(score - base);
+                    float e = exp2_fast(p[n][2 * r + j] * factor - base);
+                    if (!all && !(key_visible[r] && s.pair_visible(query, my_key + 8 * r))) e = 0.0f;
                     p[n][2 * r + j] = e;
                     ds[n][2 * r + j] = e * (ds[n][2 * r + j] - along);
                 }
@@ -269,9 +268,8 @@ __device__ __forceinline__ void dq_tile(const T* q, const T* k, const T* v, cons
                 bool visible = all || s.key_visible(valid, key);
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    float score = p[n][2 * r + j] * factor;
-                    if (!all && !(visible && s.pair_visible(my_query + 8 * r, key))) score = NEG_INFINITY;
-                    float e = exp2_fast(score - base[r]);
+                    float e = exp2_fast(p[n][2 * r + j] * factor - base[r]);
+                    if (!all && !(visible && s.pair_visible(my_query + 8 * r, key))) e = 0.0f;
                     ds[n][2 * r + j] = e * (ds[n][2 * r + j] - along[r]);
                 }
             }

@@ -63,6 +63,14 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
 
     const int my_row = warp * ROWS * 16;  // the warp's first in the block
     Tile<T, D> queries{memory + Tile<T, D>::size(128)};
+    // With a negative scale the queries change their signs instead, so that the largest product is the largest score.
+    auto load_queries = [&](u32(&a)[4], int m, int d) {
+        queries.load_a(a, my_row + m * 16, d * 16);
+        if (s.scale < 0.0f) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] ^= 0x80008000u;
+        }
+    };
     u32 query[HOLD ? D / 16 : 1][ROWS][4];
     queries.template load_async<QUERIES, THREADS>(q, first_row, rows, s.head_dim);
     copies_commit();
@@ -73,13 +81,13 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
 #pragma unroll
         for (int d = 0; d < D / 16; ++d) {
 #pragma unroll
-            for (int m = 0; m < ROWS; ++m) queries.load_a(query[HOLD ? d : 0][m], my_row + m * 16, d * 16);
+            for (int m = 0; m < ROWS; ++m) load_queries(query[HOLD ? d : 0][m], m, d);
         }
         __syncthreads();
     }
 
     float output[ROWS][D / 8][4];
-    // Of rows g and g + 8 of each tile: the largest score (times log2 e), the lane's share of the sum of powers.
+    // Of rows g and g + 8 of each tile: the largest product, the lane's share of the sum of powers.
     float top[ROWS][2], total[ROWS][2];
 #pragma unroll
     for (int m = 0; m < ROWS; ++m) {
@@ -87,7 +95,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
         top[m][0] = top[m][1] = NEG_INFINITY;
         total[m][0] = total[m][1] = 0.0f;
     }
-    float factor = s.scale * LOG2_E;
+    // Products times this are powers of 2. Above 0, so that -inf times it is -inf.
+    float factor = fmaxf(fabsf(s.scale) * LOG2_E, 1e-37f);
     // Keys from here on are hidden from all of the warp's queries; none are visible to queries beyond the last.
     int my_first = first_row + my_row, my_last = my_first + ROWS * 16 < rows ? my_first + ROWS * 16 : rows;
     int my_end = my_first < rows ? s.keys_end(last_position(my_first, my_last)) : 0;
@@ -108,7 +117,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                 u32 a[ROWS][4];
                 if (!HOLD) {
 #pragma unroll
-                    for (int m = 0; m < ROWS; ++m) queries.load_a(a[m], my_row + m * 16, d * 16);
+                    for (int m = 0; m < ROWS; ++m) load_queries(a[m], m, d);
                 }
 #pragma unroll
                 for (int n = 0; n < KEYS / 16; ++n) {
@@ -122,21 +131,20 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                     }
                 }
             }
-            bool all = s.all_visible(my_least, first_key + KEYS);
+            if (!s.all_visible(my_least, first_key + KEYS)) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
+                for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    int key = first_key + n * 8 + 2 * t + j;
-                    bool visible = all || s.key_visible(valid, key);
+                    for (int j = 0; j < 2; ++j) {
+                        int key = first_key + n * 8 + 2 * t + j;
+                        bool visible = s.key_visible(valid, key);
 #pragma unroll
-                    for (int m = 0; m < ROWS; ++m) {
+                        for (int m = 0; m < ROWS; ++m) {
 #pragma unroll
-                        for (int r = 0; r < 2; ++r) {
-                            float& x = score[m][n][2 * r + j];
-                            x *= factor;
-                            int query = position(my_first + m * 16 + g + 8 * r);
-                            if (!all && !(visible && s.pair_visible(query, key))) x = NEG_INFINITY;
+                            for (int r = 0; r < 2; ++r) {
+                                int query = position(my_first + m * 16 + g + 8 * r);
+                                if (!visible || !s.pair_visible(query, key)) score[m][n][2 * r + j] = NEG_INFINITY;
+                            }
                         }
                     }
                 }
@@ -151,11 +159,13 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                         largest = fmaxf(largest, fmaxf(score[m][n][2 * r], score[m][n][2 * r + 1]));
                     }
                     largest = quad_max(largest);
-                    // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away.
-                    float base = largest == NEG_INFINITY ? 0.0f : largest;
-                    float rescale = exp2_fast(top[m][r] - base);
+                    // While nothing is visible there is nothing to rescale; 0 keeps -inf - -inf away. Every rounding is
+                    // spelled out: an unchanged largest must rescale by exactly 1, and all ways to launch this must
+                    // give the same bits, so the compiler may not choose what to fuse.
+                    float base = largest == NEG_INFINITY ? 0.0f : __fmul_rn(largest, factor);
+                    float rescale = exp2_fast(__fadd_rn(__fmul_rn(top[m][r], factor), -base));
                     top[m][r] = largest;
-                    total[m][r] *= rescale;
+                    total[m][r] = __fmul_rn(total[m][r], rescale);
 #pragma unroll
                     for (int n = 0; n < D / 8; ++n) {
                         output[m][n][2 * r] *= rescale;
@@ -163,8 +173,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
                     }
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; ++n) {
-                        score[m][n][2 * r] = exp2_fast(score[m][n][2 * r] - base);
-                        score[m][n][2 * r + 1] = exp2_fast(score[m][n][2 * r + 1] - base);
+                        score[m][n][2 * r] = exp2_fast(__fmaf_rn(score[m][n][2 * r], factor, -base));
+                        score[m][n][2 * r + 1] = exp2_fast(__fmaf_rn(score[m][n][2 * r + 1], factor, -base));
                         total[m][r] += score[m][n][2 * r] + score[m][n][2 * r + 1];
                     }
                 }
@@ -200,7 +210,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
             float sum = quad_sum(total[m][r]);
             inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
             int row = my_first + m * 16 + g + 8 * r;
-            if (t == 0 && row < rows) lse[row] = sum == 0.0f ? NEG_INFINITY : top[m][r] * LN_2 + logf(sum);
+            float log = __fmaf_rn(__fmul_rn(top[m][r], factor), LN_2, logf(sum));
+            if (t == 0 && row < rows) lse[row] = sum == 0.0f ? NEG_INFINITY : log;
         }
         int at = my_row + m * 16;
         results.store(output[m], inverse[0], inverse[1], at, out, first_row + at, rows, s.head_dim);

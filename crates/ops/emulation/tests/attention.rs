@@ -1,9 +1,13 @@
 //! attention_*.cu against f64: both families, forward and backward, all masks.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Call, Random, Stored, wide};
 use efference_ops_emulation::{Arg, Order};
 use half::{bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 
 #[derive(Clone, Debug)]
 enum Mask {
@@ -323,11 +327,35 @@ fn plain_halves() {
     plain::<bf16>();
 }
 
-/// Scores of +-hundreds: probabilities of 0 and 1, no overflow; a negative scale.
+/// Shapes and masks nobody thought of, the same every time.
+#[test]
+fn random_shapes() {
+    let sizes = (1..3usize, 1..3usize, 1..4usize, 1..45usize, 0..45usize, 1..17usize);
+    let mut runner = TestRunner::new_with_rng(
+        Config::with_cases(12),
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    let run_case =
+        |((batch, kv, group, tq, extra, eighths), which, seed): ((_, _, _, usize, _, usize), usize, u64)| {
+            let mut random = Random::new(seed);
+            let shape = shape([batch, kv * group, kv, tq, tq + extra, 8 * eighths]);
+            let all = masks(&mut random, &shape);
+            let (mask, valid) = all[which % all.len()].clone();
+            let d = [64, 80, 96, 128].into_iter().find(|&d| shape.width <= d).unwrap();
+            let p = problem::<bf16>(&mut random, shape.clone(), mask.clone(), valid.clone(), 1.0);
+            run(Family::TensorCore(d), &p, 0);
+            let shape = Shape { width: shape.width - 3, ..shape };
+            run(Family::Plain, &problem::<f32>(&mut random, shape, mask, valid, 1.0), 1);
+            Ok(())
+        };
+    runner.run(&(sizes, 0..8usize, any::<u64>()), run_case).unwrap();
+}
+
+/// Scores of +-hundreds: probabilities of 0 and 1, no overflow; a negative scale, and none.
 #[test]
 fn large_scores() {
     let mut random = Random::new(54);
-    for scale in [0.5, -0.5] {
+    for scale in [0.5, -0.5, 0.0] {
         let shape = Shape { scale, ..shape([1, 1, 1, 20, 70, 64]) };
         let p = problem::<bf16>(&mut random, shape.clone(), Mask::Causal, None, 4.0);
         run(Family::TensorCore(64), &p, 0);

@@ -149,8 +149,16 @@ T __shfl_sync(unsigned mask, T value, int from) {
 }
 
 inline float __expf(float x) { return std::exp(x); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
+// These are rounded by themselves whatever the compiler may fuse.
+inline float __fmul_rn(float a, float b) {
+    volatile float product = a * b;
+    return product;
+}
+inline float __fadd_rn(float a, float b) {
+    volatile float sum = a + b;
+    return sum;
+}
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdividef(float a, float b) { return a / b; }
 template <class T>
 T __ldg(const T* at) {
