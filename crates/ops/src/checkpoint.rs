@@ -5,15 +5,16 @@
 //! any number of tensors (its inputs and the variables inside it), so it becomes a chain of small nodes:
 //!
 //! ```text
-//! output <- Piece <- link_n(source_n, <- link_2(source_2, <- link_1(source_1, 0)))
+//! output <- Node <- link_n(source_n, <- link_2(source_2, <- link_1(source_1, 0)))
 //! ```
 //!
-//! [`Piece`]'s backward computes everything again, runs a backward pass of its own, and puts the gradient of every source
+//! [`Node`]'s backward computes everything again, runs a backward pass of its own, and puts the gradient of every source
 //! into a shared place; each [`Link`], which candle visits right after, hands the gradient of its source to candle. The
-//! gradients thus end up where they always do, and nobody who reads them needs to know.
+//! gradients thus end up where they always do, and nobody who reads them needs to know. Inside [`crate::value_and_grad`]
+//! a piece is one record of the tape, and runs again on a tape of its own.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
@@ -23,12 +24,14 @@ use candle_core::{
 };
 
 use crate::op::{grad_is_on, set_grad};
+use crate::tape::{self, Record, Sum};
 
 /// `f(inputs)`, of which only the inputs and the output are kept; the backward pass runs `f` again.
 ///
 /// The gradients are those of `f(inputs)` itself, bit for bit on CPU, with one exception of rounding: where a variable
 /// or an input is used several times inside *and* elsewhere, its inner contributions are added up before they meet the
-/// others. They reach every input and every variable used in `f`; whatever else `f` reads is a constant, unless it
+/// others. (Inside [`crate::value_and_grad`] that is also the case for an input that candle's own operations made.) They
+/// reach every input and every variable used in `f`; whatever else `f` reads is a constant, unless it
 /// depends on a variable: then the gradient is right too, but that part of the network is gone through twice, so hand
 /// such tensors over as inputs. `f` must give the same numbers both times. Pieces may be nested.
 ///
@@ -44,32 +47,58 @@ where
     if !grad_is_on() {
         return f(&inputs.iter().map(|&input| input.clone()).collect::<Vec<_>>());
     }
-    // Recorded once, to see which variables take part; the record is dropped on return.
+    // Recorded once, to see which variables take part; the record is dropped at once.
     let constants: Vec<Tensor> = inputs.iter().map(|input| input.detach()).collect();
-    let output = f(&constants)?;
-    let mut sources: Vec<Tensor> =
-        output.sorted_nodes().into_iter().filter(|node| node.is_variable()).cloned().collect();
-    let output = output.detach();
+    let on_tape = tape::active() && inputs.iter().all(|input| input.device().is_cpu());
+    let (output, records) = if on_tape {
+        tape::recorded(|| f(&constants))?
+    } else {
+        (tape::suspended(|| f(&constants))?, Vec::new())
+    };
+    let mut sources = variables(&records, &output);
+    drop(records);
     // candle asks for gradients of floating-point tensors only. An input given twice is one source.
     for &input in inputs {
-        let wanted = input.track_op() && input.dtype().is_float();
-        if wanted && sources.iter().all(|source| source.id() != input.id()) {
+        if is_wanted(input) && sources.iter().all(|source| source.id() != input.id()) {
             sources.push(input.clone());
         }
     }
+    let output = output.detach();
     if sources.is_empty() {
         return Ok(output);
     }
-    let shared = Arc::new(Gradients::default());
-    let mut chain = Tensor::zeros(1, output.dtype(), output.device())?;
-    for source in &sources {
-        chain = source.apply_op2(&chain, Link { id: source.id(), gradients: shared.clone() })?;
-    }
     let recompute =
         move |inputs: &[Tensor]| f(inputs).map_err(|error| candle_core::Error::msg(story(&error)));
-    let inputs = inputs.iter().map(|&input| input.clone()).collect();
-    let piece = Piece { inputs, output: Mutex::new(Some(output)), recompute, gradients: shared };
-    Ok(chain.apply_op1(piece)?)
+    let piece = Piece { inputs: inputs.iter().map(|&input| input.clone()).collect(), recompute };
+    if on_tape {
+        let output = Var::from_tensor(&output)?.into_inner();
+        tape::record(sources, output.clone(), Box::new(piece));
+        return Ok(output);
+    }
+    let gradients = Arc::new(Gradients::default());
+    let mut chain = Tensor::zeros(1, output.dtype(), output.device())?;
+    for source in &sources {
+        chain = source.apply_op2(&chain, Link { id: source.id(), gradients: gradients.clone() })?;
+    }
+    Ok(chain.apply_op1(Node { piece, output: Mutex::new(Some(output)), gradients })?)
+}
+
+fn is_wanted(input: &Tensor) -> bool {
+    input.track_op() && input.dtype().is_float()
+}
+
+/// The variables that `output` and whatever stands on the tape were made from.
+fn variables(tape: &[Record], output: &Tensor) -> Vec<Tensor> {
+    let mut seen: HashSet<TensorId> = tape.iter().map(|record| record.out.id()).collect();
+    let mut found = Vec::new();
+    for tensor in tape.iter().flat_map(|record| &record.args).chain([output]) {
+        for node in tensor.sorted_nodes().into_iter().filter(|node| node.is_variable()) {
+            if seen.insert(node.id()) {
+                found.push(node.clone());
+            }
+        }
+    }
+    found
 }
 
 /// An error and its causes in one line: candle's errors carry text only.
@@ -78,34 +107,21 @@ fn story(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Gradients on their way from a [`Piece`] to its [`Link`]s.
-type Gradients = Mutex<HashMap<TensorId, Tensor>>;
-
-/// The checkpointed piece. Its argument, the chain, stands for all sources.
+/// What is needed to compute a piece again.
 struct Piece<F> {
     /// As they were given, with their history: their identity says whose gradient is whose.
     inputs: Vec<Tensor>,
-    /// The result on its way into the node, once.
-    output: Mutex<Option<Tensor>>,
     recompute: F,
-    gradients: Arc<Gradients>,
-}
-
-impl<F> Piece<F> {
-    fn taken(&self) -> Result<Tensor> {
-        let taken = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
-        taken.ok_or_else(|| candle_core::Error::msg("checkpoint: the forward pass ran twice"))
-    }
 }
 
 impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> Piece<F> {
-    fn backward(&self, gradient: &Tensor) -> Result<()> {
-        // Leaves with the inputs' numbers; without a copy they could not be leaves of their own.
+    /// The inputs for another run: those that want gradients are variables. By the input's identity, those that had to
+    /// be made: without memory of their own they could not be leaves.
+    fn leaves(&self) -> Result<(Vec<Tensor>, HashMap<TensorId, Var>)> {
         let mut leaves: HashMap<TensorId, Var> = HashMap::new();
         let mut inputs = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            let wanted = input.track_op() && input.dtype().is_float();
-            if wanted && !input.is_variable() {
+            if is_wanted(input) && !input.is_variable() {
                 let leaf = match leaves.entry(input.id()) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(place) => place.insert(Var::from_tensor(&input.detach())?),
@@ -115,25 +131,57 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> Piece<F> {
                 inputs.push(input.clone());
             }
         }
-        let output = (self.recompute)(&inputs)?;
-        let root = output.apply_op1(Root(gradient.clone()))?;
-        drop(output);
+        Ok((inputs, leaves))
+    }
+
+    /// By candle's backward pass: gradients by source.
+    fn by_candle(&self, gradient: &Tensor) -> Result<HashMap<TensorId, Tensor>> {
+        let (inputs, leaves) = self.leaves()?;
+        let root = (self.recompute)(&inputs)?.apply_op1(Root(gradient.clone()))?;
         let mut store = root.backward()?;
-        let variables: Vec<Tensor> =
-            root.sorted_nodes().into_iter().filter(|node| node.is_variable()).cloned().collect();
+        let found = variables(&[], &root);
         drop(root);
-        let mut gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
-        for variable in variables {
+        let mut gradients = HashMap::new();
+        let sources: HashMap<TensorId, TensorId> =
+            leaves.iter().map(|(&input, leaf)| (leaf.id(), input)).collect();
+        for variable in found {
             if let Some(gradient) = store.remove(&variable) {
-                gradients.insert(variable.id(), gradient);
+                gradients.insert(*sources.get(&variable.id()).unwrap_or(&variable.id()), gradient);
             }
         }
-        for (id, leaf) in leaves {
-            if let Some(gradient) = gradients.remove(&leaf.id()) {
-                gradients.insert(id, gradient);
-            }
-        }
-        Ok(())
+        Ok(gradients)
+    }
+}
+
+const AGAIN: &str = "checkpoint: computing a piece again in the backward pass";
+
+/// On our own tape, which knows no bound for the number of arguments.
+impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> tape::Backward for Piece<F> {
+    fn backward(&self, args: &[Tensor], _: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Sum>>> {
+        let (inputs, leaves) = self.leaves()?;
+        let run = || tape::recorded(|| (self.recompute)(&inputs));
+        let (output, records) = set_grad(true, run).map_err(|error| error.context(AGAIN))?;
+        let mut sums = tape::backward(records, &output, Sum::Shared(gradient.clone()))?;
+        let of = |arg: &Tensor| leaves.get(&arg.id()).map_or(arg.id(), |leaf| leaf.id());
+        Ok(args.iter().map(|arg| sums.remove(&of(arg))).collect())
+    }
+}
+
+/// Gradients on their way from a [`Node`] to its [`Link`]s.
+type Gradients = Mutex<HashMap<TensorId, Tensor>>;
+
+/// The piece as an operation of candle's. Its argument, the chain, stands for all sources.
+struct Node<F> {
+    piece: Piece<F>,
+    /// The result on its way into the node, once.
+    output: Mutex<Option<Tensor>>,
+    gradients: Arc<Gradients>,
+}
+
+impl<F> Node<F> {
+    fn taken(&self) -> Result<Tensor> {
+        let taken = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.ok_or_else(|| candle_core::Error::msg("checkpoint: the forward pass ran twice"))
     }
 }
 
@@ -151,7 +199,7 @@ where
 
 const ELSEWHERE: &str = "checkpoint: the output lies on another device than it was said to";
 
-impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> CustomOp1 for Piece<F> {
+impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> CustomOp1 for Node<F> {
     fn name(&self) -> &'static str {
         "checkpoint"
     }
@@ -184,14 +232,14 @@ impl<F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync> CustomOp1 for Piece<F> {
     }
 
     fn bwd(&self, chain: &Tensor, _output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let run = || self.backward(gradient);
-        set_grad(true, run)
-            .map_err(|error| error.context("checkpoint: computing a piece again in the backward pass"))?;
+        let run = || tape::suspended(|| self.piece.by_candle(gradient));
+        let found = set_grad(true, run).map_err(|error| error.context(AGAIN))?;
+        self.gradients.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
         Ok(Some(chain.zeros_like()?))
     }
 }
 
-/// A node between a source and the [`Piece`]; a single zero.
+/// A node between a source and the [`Node`]; a single zero.
 struct Link {
     id: TensorId,
     gradients: Arc<Gradients>,

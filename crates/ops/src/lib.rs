@@ -25,13 +25,15 @@ mod norm;
 mod op;
 mod optim;
 mod patches;
+mod residual;
 mod rotary;
 mod rotary_axes;
 mod scores;
 mod simd;
+mod tape;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, silu, swiglu};
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionMask, attention, attention_tokens};
 pub use checkpoint::checkpoint;
 pub use conv::conv2d;
 pub use embedding::embedding;
@@ -46,6 +48,8 @@ pub use optim::{
     OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
 };
 pub use patches::{patches2d, patches3d, patchify};
+pub use residual::add;
 pub use rotary::RotaryTable;
 pub use rotary_axes::{AxialRotary, RotaryAngles};
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};
+pub use tape::value_and_grad;

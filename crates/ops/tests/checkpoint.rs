@@ -102,6 +102,59 @@ fn twelve_blocks_give_the_same_bits() {
     assert_eq!(expected, gradients(&forgetful, &of));
 }
 
+/// Gradients on our own tape.
+fn taped(f: impl FnOnce() -> Tensor, of: &[&Tensor]) -> Vec<Option<Vec<u32>>> {
+    let loss = || -> ops::Result<Tensor> {
+        let output = f();
+        Ok((&output * numbers(output.dims(), 99))?.sum_all()?)
+    };
+    let (_, store) = ops::value_and_grad(loss).unwrap();
+    of.iter().map(|tensor| store.get(tensor).map(bits)).collect()
+}
+
+#[test]
+fn on_the_tape_too() {
+    let (blocks, vars): (Vec<Block>, Vec<Vec<Var>>) = (0..4).map(|i| Block::new(i + 40)).unzip();
+    let input = var(&[2, 7, WIDTH], 5);
+    let frozen = blocks[1].weights[6].detach();
+    let run = |how: usize| {
+        let mut x = ops::silu(input.as_tensor()).unwrap();
+        for (i, block) in blocks.iter().enumerate() {
+            let mut block = block.clone();
+            if i == 1 {
+                block.weights[6] = frozen.clone();
+            }
+            x = match how {
+                0 => block.forward(&x).unwrap(),
+                1 => checkpoint(&[&x], move |x| block.forward(&x[0])).unwrap(),
+                _ => {
+                    let outer = move |x: &[Tensor]| {
+                        let block = block.clone();
+                        checkpoint(&[&x[0]], move |x| block.forward(&x[0]))
+                    };
+                    checkpoint(&[&x], outer).unwrap()
+                }
+            };
+        }
+        // Last an operation of candle's: the tape takes it in its stride.
+        (x * 1.5).unwrap()
+    };
+    let of: Vec<&Tensor> = vars.iter().flatten().map(Var::as_tensor).chain([input.as_tensor()]).collect();
+    let expected = taped(|| run(0), &of);
+    assert_eq!(expected.iter().filter(|g| g.is_none()).count(), 1, "the frozen weight");
+    // Not `assert_eq`: it would print every number.
+    assert!(taped(|| run(1), &of) == expected);
+    assert!(taped(|| run(2), &of) == expected);
+    // A piece that was made before there was a tape, seen from on the tape.
+    let early = run(1);
+    assert!(taped(|| early.clone(), &of) == expected);
+    // One that keeps nothing for gradients.
+    let silent = ops::no_grad(|| run(1));
+    assert!(!silent.track_op());
+    let none = taped(|| ((input.as_tensor() * 1.0).unwrap() + silent).unwrap(), &of);
+    assert_eq!(none.iter().filter(|g| g.is_some()).count(), 1);
+}
+
 #[test]
 fn a_variable_in_two_pieces_and_one_outside() {
     let (block, vars) = Block::new(3);

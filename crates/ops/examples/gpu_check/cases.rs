@@ -112,12 +112,18 @@ fn attention_cases(all: &mut Vec<Case>) {
         (128, 4, 1, 3, 200),
     ] {
         let blocks = (0..tk).map(|i| (i * 3 / tk) as u32).collect();
-        for mask in [AttentionMask::Full, AttentionMask::Causal, AttentionMask::Blocks(blocks)] {
+        for mask in [
+            AttentionMask::Full,
+            AttentionMask::Causal,
+            AttentionMask::Prefix(tk / 3),
+            AttentionMask::Blocks(blocks),
+        ] {
             if tq != tk && matches!(mask, AttentionMask::Blocks(_)) {
                 continue;
             }
             let name = match mask {
                 AttentionMask::Causal => "attention causal",
+                AttentionMask::Prefix(_) => "attention prefix",
                 AttentionMask::Blocks(_) => "attention blocks",
                 _ => "attention full",
             };

@@ -107,6 +107,12 @@ impl Attention {
             AttentionMask::Full => (0, None, 0),
             AttentionMask::Causal => (1, None, 0),
             AttentionMask::Blocks(blocks) => (2, Some(machine.upload(blocks)?), 0),
+            AttentionMask::Prefix(prefix) => (3, None, super::launch::int(*prefix)?),
+            AttentionMask::CausalSegments(_) => {
+                candle_core::bail!(
+                    "a mask of causal segments has no CUDA kernel yet; use a batch with padding"
+                )
+            }
         };
         let mut numbers = [0; 5];
         for (number, size) in numbers.iter_mut().zip([heads, kv_heads, tq, tk, d]) {

@@ -15,8 +15,8 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 
+use super::Kept;
 use super::launch::{Arg, Array, Gemm, Launch, Machine, int};
-use super::{DeviceOp, Kept};
 use crate::op::Op;
 
 /// One source file of kernels, compiled.
@@ -30,11 +30,6 @@ struct Module {
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-
-/// Names of all kernels in this executable.
-pub(crate) fn kernel_names() -> impl Iterator<Item = &'static str> {
-    MODULES.iter().flat_map(|module| module.kernels.iter().copied())
-}
 
 /// Modules and kernels of every device, loaded when first used.
 #[derive(Default)]
@@ -131,7 +126,6 @@ enum Value {
     I32(i32),
     I64(i64),
     F32(f32),
-    F64(f64),
 }
 
 impl Machine for Cuda {
@@ -186,7 +180,6 @@ impl Machine for Cuda {
                         Arg::I32(x) => Value::I32(x),
                         Arg::I64(x) => Value::I64(x),
                         Arg::F32(x) => Value::F32(x),
-                        Arg::F64(x) => Value::F64(x),
                         _ => Value::Address(0),
                     });
                     continue;
@@ -202,7 +195,6 @@ impl Machine for Cuda {
                 Value::I32(x) => builder.arg(x),
                 Value::I64(x) => builder.arg(x),
                 Value::F32(x) => builder.arg(x),
-                Value::F64(x) => builder.arg(x),
             };
         }
         let Launch { grid: [x, y, z], block, shared } = launch;
@@ -349,5 +341,19 @@ fn cuda_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CudaStorage>
     match storage {
         Storage::Cuda(cuda) => Ok(cuda),
         _ => candle_core::bail!("{name}: arguments lie on different devices"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MODULES;
+
+    #[test]
+    fn what_nvcc_compiled_is_what_the_emulation_runs() {
+        let mut here: Vec<&str> = MODULES.iter().flat_map(|module| module.kernels.iter().copied()).collect();
+        here.sort_unstable();
+        let emulated = efference_ops_emulation::kernels();
+        assert_eq!(here, emulated.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+        assert!(MODULES.iter().all(|module| !module.cubin.is_empty()));
     }
 }

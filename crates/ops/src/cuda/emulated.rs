@@ -119,7 +119,6 @@ impl Machine for Emulated {
                 Arg::I32(x) => emulation::Arg::I32(*x),
                 Arg::I64(x) => emulation::Arg::I64(*x),
                 Arg::F32(x) => emulation::Arg::F32(*x),
-                Arg::F64(x) => emulation::Arg::F64(*x),
             });
         }
         let Launch { grid, block, shared } = launch;

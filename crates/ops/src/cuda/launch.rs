@@ -61,7 +61,6 @@ pub(crate) enum Arg<'a, B> {
     I32(i32),
     I64(i64),
     F32(f32),
-    F64(f64),
 }
 
 impl<'a, B> Arg<'a, B> {

@@ -8,7 +8,7 @@ use super::emulated::{Emulated, Memory};
 use super::optim::{self, Target};
 use super::{Array, Kept};
 use crate::activation::{Activate, Activation, SwiGlu};
-use crate::attention::{Attention, AttentionMask};
+use crate::attention::{self, Attention, AttentionMask, Order};
 use crate::conv::Conv2d;
 use crate::embedding::Embedding;
 use crate::linear::Linear;
@@ -181,7 +181,7 @@ fn rotary() {
     for dtype in DTYPES {
         for (head_dim, offset) in [(2, 0), (10, 1), (64, 8)] {
             let table = RotaryTable::new(head_dim, 16, 1e4).expect("a table");
-            let rotate = || Rotate { table: table.clone(), offset: 3 };
+            let rotate = || Rotate { table: table.clone(), offset: 3, heads: None };
             compare("rotary", rotate, [&[2, 3, 5, head_dim]], dtype, offset);
         }
         let halves = AxialRotary::sections(16, 1e4, [2, 3, 3]).expect("a layout");
@@ -258,7 +258,12 @@ fn scores_from_hidden_states() {
 fn attention() {
     let masks = |t: usize| {
         let blocks = (0..t).map(|i| (i * 3 / t) as u32).collect();
-        [AttentionMask::Full, AttentionMask::Causal, AttentionMask::Blocks(blocks)]
+        [
+            AttentionMask::Full,
+            AttentionMask::Causal,
+            AttentionMask::Prefix(t / 2),
+            AttentionMask::Blocks(blocks),
+        ]
     };
     for dtype in DTYPES {
         for (head_dim, heads, kv_heads, tq, tk, offset) in [
@@ -275,7 +280,15 @@ fn attention() {
                 // The second sample's last key is padding.
                 let key_valid = (0..2 * tk).map(|at| tk == 1 || at + 1 < 2 * tk).collect::<Vec<bool>>();
                 let what = format!("attention {mask:?} of {heads} on {kv_heads}");
-                let make = || Attention { mask: mask.clone(), key_valid: key_valid.clone(), scale: 0.3 };
+                let make = || Attention {
+                    mask: mask.clone(),
+                    key_valid: key_valid.clone(),
+                    scale: 0.3,
+                    sizes: attention::Sizes { batch: 2, heads, kv_heads, tq, tk, d: head_dim },
+                    order: Order::Heads,
+                    keep: true,
+                    log_sums: OnceLock::new(),
+                };
                 let (q, kv) = ([2, heads, tq, head_dim], [2, kv_heads, tk, head_dim]);
                 compare(&what, make, [&q, &kv, &kv], dtype, offset);
             }
