@@ -174,60 +174,92 @@ impl Float for f64 {
 }
 
 /// Accumulator lanes of the reductions: fixed, so that sums have the same bits on every machine.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
-/// Folds a row in [`LANES`] interleaved accumulators, then those in a fixed tree.
+/// One accumulator of a reduction, in registers: whole arrays are replaced at a time, because the compiler keeps an
+/// array that is changed element by element in memory.
+pub(crate) type Lanes<T> = [T; LANES];
+
+/// Joins lanes in a fixed tree.
 #[inline(always)]
-fn fold<T: Float>(init: T, len: usize, at: impl Fn(usize) -> T, join: impl Fn(T, T) -> T) -> T {
+pub(crate) fn join_lanes<T: Float>(lanes: &Lanes<T>, join: impl Fn(T, T) -> T) -> T {
+    let a: [T; 16] = std::array::from_fn(|i| join(lanes[i], lanes[i + 16]));
+    let a: [T; 8] = std::array::from_fn(|i| join(a[i], a[i + 8]));
+    let a: [T; 4] = std::array::from_fn(|i| join(a[i], a[i + 4]));
+    join(join(a[0], a[2]), join(a[1], a[3]))
+}
+
+/// Sum of lanes.
+#[inline(always)]
+pub(crate) fn sum_lanes<T: Float>(lanes: &Lanes<T>) -> T {
+    join_lanes(lanes, |a, b| a + b)
+}
+
+/// Folds `f` of a row in interleaved lanes, then those in a fixed tree.
+#[inline(always)]
+fn fold<T: Float>(init: T, x: &[T], f: impl Fn(T) -> T, join: impl Fn(T, T) -> T) -> T {
     let mut lanes = [init; LANES];
-    let whole = len - len % LANES;
-    let mut start = 0;
-    while start < whole {
-        for (lane, acc) in lanes.iter_mut().enumerate() {
-            *acc = join(*acc, at(start + lane));
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        // A loop, because a closure as long as `f` may be might not be inlined, and then lacks the instruction set.
+        let mut y = [T::ZERO; LANES];
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = f(x);
         }
-        start += LANES;
+        lanes = std::array::from_fn(|i| join(lanes[i], y[i]));
     }
-    for i in whole..len {
-        lanes[i - whole] = join(lanes[i - whole], at(i));
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = join(*lane, f(x));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = join(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    join_lanes(&lanes, join)
 }
 
 /// Sum of a row.
 #[inline(always)]
 pub(crate) fn sum<T: Float>(x: &[T]) -> T {
-    fold(T::ZERO, x.len(), |i| x[i], |a, b| a + b)
+    fold(T::ZERO, x, |x| x, |a, b| a + b)
 }
 
 /// Sum of `f` over a row.
 #[inline(always)]
 pub(crate) fn sum_of<T: Float>(x: &[T], f: impl Fn(T) -> T) -> T {
-    fold(T::ZERO, x.len(), |i| f(x[i]), |a, b| a + b)
+    fold(T::ZERO, x, f, |a, b| a + b)
 }
 
 /// Sum of the squares of a row, in f64: the square of an f32 cannot overflow there.
 #[inline(always)]
 pub(crate) fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
-    fold(0.0f64, x.len(), |i| x[i].wide() * x[i].wide(), |a, b| a + b)
+    let mut lanes = [0.0f64; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        lanes = std::array::from_fn(|i| lanes[i] + x[i].wide() * x[i].wide());
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += x.wide() * x.wide();
+    }
+    sum_lanes(&lanes)
 }
 
 /// Sum of `f(x, y)` over two rows of one length.
 #[inline(always)]
 pub(crate) fn sum_of2<T: Float>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
-    let y = &y[..x.len()];
-    fold(T::ZERO, x.len(), |i| f(x[i], y[i]), |a, b| a + b)
+    let mut lanes = [T::ZERO; LANES];
+    let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y[..x.len()].as_chunks::<LANES>());
+    for (x, y) in xs.iter().zip(ys) {
+        let mut z = [T::ZERO; LANES];
+        for (z, (&x, &y)) in z.iter_mut().zip(x.iter().zip(y)) {
+            *z = f(x, y);
+        }
+        lanes = std::array::from_fn(|i| lanes[i] + z[i]);
+    }
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+        *lane += f(x, y);
+    }
+    sum_lanes(&lanes)
 }
 
 /// Largest element of a row, -infinity for an empty one.
 #[inline(always)]
 pub(crate) fn max<T: Float>(x: &[T]) -> T {
-    fold(T::NEG_INFINITY, x.len(), |i| x[i], |a, b| b.larger(a))
+    fold(T::NEG_INFINITY, x, |x| x, |a, b| b.larger(a))
 }

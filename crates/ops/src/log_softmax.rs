@@ -4,13 +4,16 @@
 //! in chunks of [`CHUNK`] columns, from the left. Everything is kept relative to the largest logit, so that logits of
 //! 1e4 cost no digits of the log-probabilities.
 
-use crate::float::{Float, max};
+use crate::float::{Float, LANES, Lanes, max, sum_lanes};
 
 /// Columns per chunk. A multiple of every panel width, and small enough for the first-level cache.
 pub(crate) const CHUNK: usize = 512;
 
-/// Accumulator lanes, fixed so that sums have the same bits on every machine.
-const LANES: usize = 32;
+/// exp(z - top) (z - top) given both; an impossible token (-inf) adds nothing.
+#[inline(always)]
+fn weigh<T: Float>(e: T, z: T) -> T {
+    if e > T::ZERO { e * z } else { T::ZERO }
+}
 
 /// Sums over the chunks seen so far; z = logit / temperature.
 #[derive(Clone, Copy, Debug)]
@@ -48,30 +51,27 @@ impl<T: Float> Running<T> {
             }
             self.top = top;
         }
-        let top = self.top;
         let (mut totals, mut weights) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-        let mut step = |x: &[T]| {
-            for ((total, weight), &x) in totals.iter_mut().zip(&mut weights).zip(x) {
-                let z = x * inverse - top;
-                let e = Float::exp(z);
-                *total += e;
-                *weight += if e > T::ZERO { e * z } else { T::ZERO }; // an impossible token (-inf) adds nothing
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for x in whole {
+            let (mut e, mut w): (Lanes<T>, Lanes<T>) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+            // A loop, not a closure: one as long as `exp` might not be inlined, and then lacks the instruction set.
+            for ((&x, e), w) in x.iter().zip(&mut e).zip(&mut w) {
+                let z = x * inverse - self.top;
+                *e = Float::exp(z);
+                *w = weigh(*e, z);
             }
-        };
-        let whole = x.chunks_exact(LANES);
-        let rest = whole.remainder();
-        whole.for_each(&mut step);
-        step(rest);
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                totals[lane] += totals[lane + width];
-                weights[lane] += weights[lane + width];
-            }
-            width /= 2;
+            totals = std::array::from_fn(|i| totals[i] + e[i]);
+            weights = std::array::from_fn(|i| weights[i] + w[i]);
         }
-        self.total += totals[0];
-        self.weighted += weights[0];
+        for ((total, weight), &x) in totals.iter_mut().zip(&mut weights).zip(rest) {
+            let z = x * inverse - self.top;
+            let e = Float::exp(z);
+            *total += e;
+            *weight += weigh(e, z);
+        }
+        self.total += sum_lanes(&totals);
+        self.weighted += sum_lanes(&weights);
     }
 
     /// What the row comes to.
@@ -103,7 +103,9 @@ impl<T: Float> Summary<T> {
     #[inline(always)]
     pub fn of(x: &[T], inverse: T) -> Self {
         let mut running = Running::EMPTY;
-        x.chunks(CHUNK).for_each(|x| running.take(x, inverse));
+        for x in x.chunks(CHUNK) {
+            running.take(x, inverse);
+        }
         running.finish()
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, DType, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::float::{Float, sum, sum_of};
+use crate::float::{Float, LANES, Lanes, sum, sum_lanes, sum_of};
 use crate::matmul::{SUM_ROWS, add_in_order, build};
 use crate::op::{Op, View, apply2, apply3};
 use crate::simd::{Kernel, Level, dispatch};
@@ -97,13 +97,14 @@ impl<T: Float> Kernel for Forward<'_, T> {
 struct AddForward<'a, T> {
     x: &'a [T],
     r: &'a [T],
-    sum: &'a mut [T],
+    sum: &'a mut [MaybeUninit<T>],
     norm: Forward<'a, T>,
 }
 
 impl<T: Float> Kernel for AddForward<'_, T> {
     type Output = ();
     #[inline(always)]
+    #[allow(unsafe_code)]
     fn run<L: Level>(self) {
         let norm = self.norm;
         let d = norm.weight.len();
@@ -111,8 +112,10 @@ impl<T: Float> Kernel for AddForward<'_, T> {
         let rows = norm.out.chunks_exact_mut(d).zip(norm.statistics.chunks_exact_mut(2));
         for (((x, r), sum), (out, kept)) in sums.zip(rows) {
             for ((sum, &x), &r) in sum.iter_mut().zip(x).zip(r) {
-                *sum = x + r;
+                sum.write(x + r);
             }
+            // SAFETY: x, r and sum are one row of D each, so the whole row has just been written.
+            let sum = unsafe { &*(&raw const *sum as *const [T]) };
             let row = statistics(norm.kind, norm.eps, sum);
             kept.copy_from_slice(&row);
             write_row(sum, row, norm.weight, norm.bias, out);
@@ -130,9 +133,6 @@ struct Backward<'a, T> {
     dx: &'a mut [MaybeUninit<T>],
 }
 
-/// Accumulator lanes of the two sums, fixed as in [`crate::float`].
-const LANES: usize = 32;
-
 impl<T: Float> Kernel for Backward<'_, T> {
     type Output = (Vec<T>, Vec<T>);
     #[inline(always)]
@@ -146,21 +146,26 @@ impl<T: Float> Kernel for Backward<'_, T> {
             let (mean, factor) = (row[0], row[1]);
             // sums of the gradient g w of the normalised row: along that row, and in all
             let (mut along, mut level) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-            let parts = x.chunks(LANES).zip(grad.chunks(LANES)).zip(self.weight.chunks(LANES));
-            for (((x, grad), weight), dw) in parts.zip(dw.chunks_mut(LANES)) {
-                let sums = along.iter_mut().zip(&mut level);
-                for ((((&x, &g), &w), dw), (along, level)) in x.iter().zip(grad).zip(weight).zip(dw).zip(sums)
-                {
-                    let normal = (x - mean) * factor;
-                    let through = g * w;
-                    *dw += g * normal;
-                    *along += through * normal;
-                    *level += through;
-                }
+            let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), grad.as_chunks::<LANES>());
+            let (ws, w_rest) = self.weight.as_chunks::<LANES>();
+            let (dws, dw_rest) = dw.as_chunks_mut::<LANES>();
+            for ((x, g), (w, dw)) in xs.iter().zip(gs).zip(ws.iter().zip(dws)) {
+                let normal: Lanes<T> = std::array::from_fn(|i| (x[i] - mean) * factor);
+                let through: Lanes<T> = std::array::from_fn(|i| g[i] * w[i]);
+                *dw = std::array::from_fn(|i| dw[i] + g[i] * normal[i]);
+                along = std::array::from_fn(|i| along[i] + through[i] * normal[i]);
+                level = std::array::from_fn(|i| level[i] + through[i]);
             }
-            let along = sum(&along) / n;
+            let rest = x_rest.iter().zip(g_rest).zip(w_rest.iter().zip(dw_rest));
+            for (((&x, &g), (&w, dw)), (along, level)) in rest.zip(along.iter_mut().zip(&mut level)) {
+                let (normal, through) = ((x - mean) * factor, g * w);
+                *dw += g * normal;
+                *along += through * normal;
+                *level += through;
+            }
+            let along = sum_lanes(&along) / n;
             if layer {
-                let level = sum(&level) / n;
+                let level = sum_lanes(&level) / n;
                 db.iter_mut().zip(grad).for_each(|(db, &g)| *db += g);
                 for (((dx, &x), &g), &w) in dx.iter_mut().zip(x).zip(grad).zip(self.weight) {
                     dx.write((g * w - level - (x - mean) * factor * along) * factor);
@@ -255,17 +260,23 @@ impl Op<2> for AddNorm {
         let d = weight.len();
         let (block, eps) = (block(d), T::of(self.eps));
         let mut statistics = vec![T::ZERO; x.len() / d * 2];
-        let mut total = vec![T::ZERO; x.len()];
-        let fill = |out: &mut [MaybeUninit<T>]| {
-            let results = total.par_chunks_mut(block * d).zip(out.par_chunks_mut(block * d));
-            let tasks = x.par_chunks(block * d).zip(r.par_chunks(block * d)).zip(results);
-            tasks.zip(statistics.par_chunks_mut(block * 2)).for_each(|(((x, r), (sum, out)), statistics)| {
-                let norm = Forward { kind: self.kind, eps, x, weight, bias, out, statistics };
-                dispatch(AddForward { x, r, sum, norm });
-            });
+        let mut out = Vec::new();
+        let both = |total: &mut [MaybeUninit<T>]| {
+            let fill = |out: &mut [MaybeUninit<T>]| {
+                let results = total.par_chunks_mut(block * d).zip(out.par_chunks_mut(block * d));
+                let tasks = x.par_chunks(block * d).zip(r.par_chunks(block * d)).zip(results);
+                tasks.zip(statistics.par_chunks_mut(block * 2)).for_each(
+                    |(((x, r), (sum, out)), statistics)| {
+                        let norm = Forward { kind: self.kind, eps, x, weight, bias, out, statistics };
+                        dispatch(AddForward { x, r, sum, norm });
+                    },
+                );
+            };
+            // SAFETY: the chunks of `out` pair up with those of `x`, whole rows, and `AddForward` writes each row.
+            out = unsafe { build(x.len(), fill) };
         };
-        // SAFETY: the chunks of `out` pair up with those of `x`, whole rows, and `AddForward` writes each row.
-        let out = unsafe { build(x.len(), fill) };
+        // SAFETY: as above.
+        let total = unsafe { build(x.len(), both) };
         let made = (T::to_cpu_storage_owned(out), T::to_cpu_storage_owned(statistics));
         *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
         (total, dims.into())

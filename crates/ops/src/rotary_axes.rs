@@ -234,10 +234,11 @@ impl<T: Float> Kernel for Head<'_, T> {
                 (Pairs::Halves, _) => {
                     let turn = if back { -T::ONE } else { T::ONE };
                     let ((a, b), (out_a, out_b)) = (x.split_at(each), out.split_at_mut(each));
-                    for i in 0..each {
-                        let s = sin[i] * turn;
-                        out_a[i] = a[i] * cos[i] - b[i] * s;
-                        out_b[i] = b[i] * cos[i] + a[i] * s;
+                    let halves = out_a.iter_mut().zip(out_b).zip(a.iter().zip(b));
+                    for (((out_a, out_b), (&a, &b)), (&cos, &sin)) in halves.zip(cos.iter().zip(sin)) {
+                        let s = sin * turn;
+                        *out_a = a * cos - b * s;
+                        *out_b = b * cos + a * s;
                     }
                 }
                 (Pairs::Neighbours, false) => {

@@ -137,6 +137,26 @@ fn linear_scores() {
     });
 }
 
+/// More tokens than a round of backward, and more of a vocabulary than a strip.
+#[test]
+fn linear_scores_of_many_tokens_and_words() {
+    for_seeds(1, |seed, random| {
+        for (n, v, d) in [(1100, 3, 2), (2, 2100, 2)] {
+            let ids = random.ids(n, v);
+            let args = vec![Arg::random(&[n, d], 1.0, random), Arg::random(&[v, d], 3.0, random)];
+            let mut case = Case::new(
+                "linear_scores",
+                args,
+                |a| Ok(split(ops::linear_scores(&a[0], &a[1], &on(a[0].device(), &ids), 1.0)?)),
+                |a| reference(&r::linear(&a[0], &a[1], &[], d), &ids, v, 1.0),
+            );
+            // sums of two thousand terms, over all of which f32 rounds
+            case.grad_ulps = 64.0;
+            case.check(Lie::Contiguous, seed);
+        }
+    });
+}
+
 #[test]
 fn linear_cross_entropy() {
     for_seeds(CASES, |seed, random| {
