@@ -54,6 +54,12 @@ pub enum Error {
     )]
     FusedOps { places: String, allowed: String },
 
+    #[error(
+        "no NVIDIA driver on this machine (libcuda.so.1), so nothing can be checked on a GPU\n  hint: `cargo xtask gpu \
+         --build` makes the program here; carry it to a machine that has one"
+    )]
+    NoGpu,
+
     #[error("unknown task `{got}`\n\n{usage}")]
     Usage { got: String, usage: &'static str },
 }

@@ -19,10 +19,10 @@ use std::{
     process::Command,
 };
 
-const MANIFEST: &str = "manifest.json";
+pub const MANIFEST: &str = "manifest.json";
 /// Prefixes of temporary folders: while fetching, while unpacking.
 const PARTIAL: &str = ".partial-";
-const UNPACK: &str = ".unpack-";
+pub const UNPACK: &str = ".unpack-";
 
 /// One wheel on the package index.
 pub struct Wheel<'a> {
@@ -53,13 +53,7 @@ pub struct Manifest {
 /// Returns the folder and whether work was needed.
 pub fn ensure(paths: &Paths, wheel: &Wheel, wanted: &str, select: Select) -> Result<(PathBuf, bool)> {
     let folder = folder(paths, wheel);
-    fs::create_dir_all(paths.downloads()).map_err(io("create", &paths.downloads()))?;
-
-    // Two set-ups at the same time (two terminals, CI shards) take turns instead of tearing each other's files.
-    let lock_path = paths.native().join(".lock");
-    let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
-    lock.lock().map_err(io("lock", &lock_path))?;
-
+    let _lock = lock(paths)?;
     remove_leftovers(&paths.native())?;
     remove_leftovers(&paths.downloads())?;
 
@@ -73,6 +67,16 @@ pub fn ensure(paths: &Paths, wheel: &Wheel, wanted: &str, select: Select) -> Res
     let archive = download(paths, wheel)?;
     unpack(&archive, &folder, wheel, wanted, select)?;
     Ok((folder, true))
+}
+
+/// Two set-ups at the same time (two terminals, CI shards) take turns instead of tearing each other's files; held as
+/// long as the result lives.
+pub fn lock(paths: &Paths) -> Result<File> {
+    fs::create_dir_all(paths.downloads()).map_err(io("create", &paths.downloads()))?;
+    let path = paths.native().join(".lock");
+    let lock = File::create(&path).map_err(io("create", &path))?;
+    lock.lock().map_err(io("lock", &path))?;
+    Ok(lock)
 }
 
 /// A killed set-up leaves its temporary folders behind; whoever holds the lock may delete them.
@@ -215,6 +219,11 @@ fn unpack(archive: &Path, folder: &Path, wheel: &Wheel, wanted: &str, select: Se
         entry.read_to_end(&mut bytes).map_err(|e| bad(format!("{}: {e}", relative.display())))?;
         let mut out = File::create(&path).map_err(io("create", &path))?;
         out.write_all(&bytes).map_err(io("write", &path))?;
+        // A compiler must stay a program.
+        if entry.unix_mode().is_some_and(|mode| mode & 0o111 != 0) {
+            let program = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            out.set_permissions(program).map_err(io("make a program of", &path))?;
+        }
         files.insert(relative.to_string_lossy().into_owned(), hex(&Sha256::digest(&bytes)));
     }
     if files.is_empty() {

@@ -1,10 +1,12 @@
 //! Set-up and chores: `cargo xtask help` lists them.
 
 mod checks;
+mod cuda;
 mod doctor;
 mod error;
 mod fetch;
 mod fused_ops;
+mod gpu;
 mod native;
 mod paths;
 mod process;
@@ -23,6 +25,9 @@ cargo xtask TASK
   quickstart [ARG]  setup, build, then `efference quickstart`
   test [ARG]        setup, then all tests; arguments go to the test runner
   real-data         fetch real human demonstrations (190 MB) for `efference demos import`
+  cuda [ARG]        build with CUDA, on a machine with or without a GPU (`cargo xtask cuda --help`)
+  gpu [ARG]         on a machine with an NVIDIA GPU: check the CUDA backend against the CPU, time it beside PyTorch, write
+                    docs/performance.md; --build only makes the program, to carry it to such a machine
   ci                what CI runs: formatting, lints, documentation, test
 
 EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).
@@ -48,6 +53,8 @@ fn dispatch(args: &[String]) -> Result<()> {
         "quickstart" => quickstart(&paths, rest),
         "test" => tests_run::run(&paths, rest),
         "real-data" => real_data::run(&paths),
+        "cuda" => cuda::run(&paths, rest),
+        "gpu" => gpu::run(&paths, rest),
         "ci" => checks::ci(&paths),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

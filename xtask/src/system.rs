@@ -115,6 +115,11 @@ fn library_folders() -> Vec<PathBuf> {
     folders
 }
 
+/// Whether the dynamic linker finds a library.
+pub fn has_library(name: &str) -> bool {
+    library_folders().iter().any(|folder| exists(folder, name))
+}
+
 /// Whether a program is on the path.
 pub fn has(program: &str) -> bool {
     std::env::var_os("PATH")

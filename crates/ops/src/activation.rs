@@ -178,7 +178,7 @@ impl Activation {
     }
 }
 
-struct Activate(Activation);
+pub(crate) struct Activate(pub(crate) Activation);
 
 impl Op<1> for Activate {
     const NAME: &'static str = "activation";
@@ -198,7 +198,7 @@ impl Op<1> for Activate {
     }
 }
 
-struct SwiGlu;
+pub(crate) struct SwiGlu;
 
 impl Op<2> for SwiGlu {
     const NAME: &'static str = "swiglu";

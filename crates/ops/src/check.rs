@@ -1,15 +1,19 @@
 //! Checks that stand on the first lines of every public function.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-/// `tensor` must be f32 or f64.
+/// `tensor` must be f32 or f64 on the CPU, f32, f16 or bf16 on CUDA.
 pub(crate) fn float(op: &'static str, arg: &'static str, tensor: &Tensor) -> Result<()> {
-    match tensor.dtype() {
-        DType::F32 | DType::F64 => Ok(()),
-        got => Err(Error::DType { op, arg, got, expected: "F32 or F64".into() }),
-    }
+    let expected = match (tensor.device(), tensor.dtype()) {
+        (Device::Cpu, DType::F32 | DType::F64) => return Ok(()),
+        (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) => return Ok(()),
+        (Device::Cpu, _) => "F32 or F64 (F16 and BF16 are for CUDA)",
+        (Device::Cuda(_), _) => "F32, F16 or BF16 on CUDA",
+        (Device::Metal(_), _) => "a tensor on the CPU or on CUDA",
+    };
+    Err(Error::DType { op, arg, got: tensor.dtype(), expected: expected.into() })
 }
 
 /// `tensor` must have the dtype of `like`.

@@ -15,9 +15,9 @@ use crate::{Result, check};
 /// Output pixels in work at a time: whole panels of both number types.
 const BLOCK: usize = 128;
 
-struct Conv2d {
-    stride: [usize; 2],
-    padding: [usize; 2],
+pub(crate) struct Conv2d {
+    pub(crate) stride: [usize; 2],
+    pub(crate) padding: [usize; 2],
 }
 
 /// Sizes of a call.

@@ -11,9 +11,9 @@ use crate::{Result, check};
 /// Elements per task: about 64 KiB of f32.
 const CHUNK: usize = 1 << 14;
 
-struct Embedding {
-    ids: Vec<u32>,
-    dims: Vec<usize>,
+pub(crate) struct Embedding {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) dims: Vec<usize>,
 }
 
 /// The positions at which every id stands, grouped by id and in their order: those of id i are

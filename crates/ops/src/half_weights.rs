@@ -99,7 +99,7 @@ fn multiply<T: Float, S>(
 }
 
 /// y = x W^T (+ b) with W [O, I] in half precision.
-struct LinearHalf {
+pub(crate) struct LinearHalf {
     weight: Tensor,
 }
 

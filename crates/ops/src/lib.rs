@@ -9,6 +9,8 @@ mod attention;
 mod check;
 mod checkpoint;
 mod conv;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod embedding;
 mod error;
 mod float;
@@ -22,8 +24,8 @@ pub mod memory;
 mod norm;
 mod op;
 mod optim;
-mod residual;
 mod patches;
+mod residual;
 mod rotary;
 mod rotary_axes;
 mod scores;
@@ -45,8 +47,8 @@ pub use optim::{
     Adafactor, AdafactorConfig, AdamW, AdamW8bit, AdamWConfig, Ema, EmaConfig, GradNorm, Grads, Optimizer,
     OptimizerConfig, ParamGroup, Schedule, clip_grad_norm,
 };
-pub use residual::add;
 pub use patches::{patches2d, patches3d, patchify};
+pub use residual::add;
 pub use rotary::RotaryTable;
 pub use rotary_axes::{AxialRotary, RotaryAngles};
 pub use scores::{TokenScores, cross_entropy, cross_entropy_soft, token_scores};

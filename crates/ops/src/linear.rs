@@ -11,10 +11,10 @@ use crate::op::{Op, View, apply2, apply3, recording};
 use crate::{Result, check};
 
 /// y = activation(x W^T + b). What the activation saw is kept for backward when gradients are wanted.
-struct Linear {
-    activation: Option<Activation>,
-    keep: bool,
-    before: OnceLock<CpuStorage>,
+pub(crate) struct Linear {
+    pub(crate) activation: Option<Activation>,
+    pub(crate) keep: bool,
+    pub(crate) before: OnceLock<CpuStorage>,
 }
 
 impl Linear {

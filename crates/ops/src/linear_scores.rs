@@ -29,11 +29,11 @@ const ROUND: usize = 4 * SUM_ROWS;
 const KEPT: usize = 6;
 
 /// Hidden states [N, D] and vocabulary matrix [V, D] -> [N, KEPT].
-struct LinearScores {
-    ids: Vec<u32>,
-    temperature: f64,
+pub(crate) struct LinearScores {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) temperature: f64,
     /// Whether the mean over the vocabulary of log-probabilities is wanted; else it is 0.
-    uniform: bool,
+    pub(crate) uniform: bool,
 }
 
 /// Sizes of a call.

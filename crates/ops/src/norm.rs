@@ -14,7 +14,7 @@ use crate::{Result, check};
 
 /// Which statistics a row is divided by.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     /// Mean removed, divided by the standard deviation.
     Layer,
     /// Divided by the root of the mean square.
@@ -24,9 +24,9 @@ enum Kind {
 /// What [`AddNorm`] has computed for the [`Norm`] behind it: rows and their statistics.
 type Ready = Arc<Mutex<Option<(CpuStorage, CpuStorage)>>>;
 
-struct Norm {
-    kind: Kind,
-    eps: f64,
+pub(crate) struct Norm {
+    pub(crate) kind: Kind,
+    pub(crate) eps: f64,
     /// (mean, factor) of every row, for backward.
     statistics: OnceLock<CpuStorage>,
     /// The result, where it was made together with the argument.
@@ -186,7 +186,7 @@ fn block(width: usize) -> usize {
 }
 
 impl Norm {
-    fn new(kind: Kind, eps: f64) -> Self {
+    pub(crate) fn new(kind: Kind, eps: f64) -> Self {
         Self { kind, eps, statistics: OnceLock::new(), ready: None }
     }
 
@@ -240,7 +240,7 @@ impl Norm {
 }
 
 /// x + r, and on the way the norm of that for the [`Norm`] that holds the same `ready`.
-struct AddNorm {
+pub(crate) struct AddNorm {
     kind: Kind,
     eps: f64,
     weight: Vec<f64>,

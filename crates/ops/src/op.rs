@@ -1,16 +1,27 @@
 //! The one place where this crate meets candle's autograd.
 //!
-//! An operation is an [`Op`]: a forward and a backward function on plain slices. [`apply1`] to
-//! [`apply3`] wrap it as a candle `CustomOp`, so that `Tensor::backward` calls it.
+//! An operation is an [`Op`]: a forward and a backward function on plain slices, and for CUDA a [`DeviceOp`].
+//! [`apply1`] to [`apply3`] wrap it as a candle `CustomOp`, so that `Tensor::backward` calls it; where its arguments
+//! lie decides which of the two runs.
 
 use std::cell::Cell;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, Var,
 };
 
+#[cfg(any(feature = "cuda", test))]
+pub(crate) use crate::cuda::DeviceOp;
 use crate::float::Float;
 use crate::tape::{self, Sum};
+
+/// Without the CUDA backend nothing is asked of an operation.
+#[cfg(not(any(feature = "cuda", test)))]
+pub(crate) trait DeviceOp<const N: usize> {}
+#[cfg(not(any(feature = "cuda", test)))]
+impl<O, const N: usize> DeviceOp<N> for O {}
 
 thread_local! {
     static GRAD: Cell<bool> = const { Cell::new(true) };
@@ -57,7 +68,7 @@ impl<T> View<'_, T> {
 }
 
 /// A differentiable operation on `N` float arguments of one dtype.
-pub(crate) trait Op<const N: usize>: Send + Sync + Sized + 'static {
+pub(crate) trait Op<const N: usize>: DeviceOp<N> + Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// Whether every argument's gradient is the result's, as for a sum: on the tape nothing is copied then.
     const PASSES: bool = false;
@@ -76,7 +87,24 @@ pub(crate) trait Op<const N: usize>: Send + Sync + Sized + 'static {
     ) -> [Option<Vec<T>>; N];
 }
 
-struct Custom<O>(O);
+struct Custom<O> {
+    op: O,
+    /// What its forward pass leaves on a device for its backward pass.
+    #[cfg(feature = "cuda")]
+    kept: crate::cuda::Kept,
+}
+
+impl<O> Custom<O> {
+    fn new(op: O, recording: bool) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = recording;
+        Custom {
+            op,
+            #[cfg(feature = "cuda")]
+            kept: crate::cuda::Kept::new(recording),
+        }
+    }
+}
 
 fn view<'a, T: Float>(name: &str, storage: &'a CpuStorage, layout: &'a Layout) -> Result<View<'a, T>> {
     let data = T::cpu_storage_as_slice(storage)?;
@@ -150,7 +178,47 @@ fn backward<O: Op<N>, const N: usize>(
 pub(crate) fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
     match storage {
         Storage::Cpu(cpu) => Ok(cpu),
-        _ => candle_core::bail!("{name}: only the CPU is supported"),
+        _ => candle_core::bail!("{name}: arguments lie on different devices"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<O> Custom<O> {
+    fn cuda_forward<const N: usize>(&self, args: [(&CudaStorage, &Layout); N]) -> Result<(CudaStorage, Shape)>
+    where
+        O: Op<N>,
+    {
+        crate::cuda::forward(&self.op, args, &self.kept)
+    }
+
+    fn backward<const N: usize>(
+        &self,
+        args: [&Tensor; N],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; N]>
+    where
+        O: Op<N>,
+    {
+        match args[0].device() {
+            Device::Cuda(_) => crate::cuda::backward(&self.op, args, out, grad, &self.kept),
+            _ => backward(&self.op, args, out, grad),
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl<O> Custom<O> {
+    fn backward<const N: usize>(
+        &self,
+        args: [&Tensor; N],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; N]>
+    where
+        O: Op<N>,
+    {
+        backward(&self.op, args, out, grad)
     }
 }
 
@@ -159,10 +227,14 @@ impl<O: Op<1>> CustomOp1 for Custom<O> {
         O::NAME
     }
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        forward(&self.0, [(s, l)])
+        forward(&self.op, [(s, l)])
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.cuda_forward([(s, l)])
     }
     fn bwd(&self, arg: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let [a] = backward(&self.0, [arg], out, grad)?;
+        let [a] = self.backward([arg], out, grad)?;
         Ok(a)
     }
 }
@@ -178,7 +250,17 @@ impl<O: Op<2>> CustomOp2 for Custom<O> {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward(&self.0, [(s1, l1), (s2, l2)])
+        forward(&self.op, [(s1, l1), (s2, l2)])
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda_forward([(s1, l1), (s2, l2)])
     }
     fn bwd(
         &self,
@@ -187,7 +269,7 @@ impl<O: Op<2>> CustomOp2 for Custom<O> {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [a, b] = backward(&self.0, [arg1, arg2], out, grad)?;
+        let [a, b] = self.backward([arg1, arg2], out, grad)?;
         Ok((a, b))
     }
 }
@@ -205,7 +287,19 @@ impl<O: Op<3>> CustomOp3 for Custom<O> {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward(&self.0, [(s1, l1), (s2, l2), (s3, l3)])
+        forward(&self.op, [(s1, l1), (s2, l2), (s3, l3)])
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda_forward([(s1, l1), (s2, l2), (s3, l3)])
     }
     fn bwd(
         &self,
@@ -215,7 +309,7 @@ impl<O: Op<3>> CustomOp3 for Custom<O> {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [a, b, c] = backward(&self.0, [arg1, arg2, arg3], out, grad)?;
+        let [a, b, c] = self.backward([arg1, arg2, arg3], out, grad)?;
         Ok((a, b, c))
     }
 }
@@ -271,32 +365,32 @@ pub(crate) fn recording(args: &[&Tensor]) -> bool {
 pub(crate) fn apply1<O: Op<1>>(op: O, arg: &Tensor) -> Result<Tensor> {
     let arg = arg.contiguous()?;
     if !recording(&[&arg]) {
-        arg.apply_op1_no_bwd(&Custom(op))
+        arg.apply_op1_no_bwd(&Custom::new(op, false))
     } else if on_tape(&arg) {
         taped(op, [&arg])
     } else {
-        arg.apply_op1(Custom(op))
+        arg.apply_op1(Custom::new(op, true))
     }
 }
 
 pub(crate) fn apply2<O: Op<2>>(op: O, arg1: &Tensor, arg2: &Tensor) -> Result<Tensor> {
     let (arg1, arg2) = (arg1.contiguous()?, arg2.contiguous()?);
     if !recording(&[&arg1, &arg2]) {
-        arg1.apply_op2_no_bwd(&arg2, &Custom(op))
+        arg1.apply_op2_no_bwd(&arg2, &Custom::new(op, false))
     } else if on_tape(&arg1) {
         taped(op, [&arg1, &arg2])
     } else {
-        arg1.apply_op2(&arg2, Custom(op))
+        arg1.apply_op2(&arg2, Custom::new(op, true))
     }
 }
 
 pub(crate) fn apply3<O: Op<3>>(op: O, arg1: &Tensor, arg2: &Tensor, arg3: &Tensor) -> Result<Tensor> {
     let (arg1, arg2, arg3) = (arg1.contiguous()?, arg2.contiguous()?, arg3.contiguous()?);
     if !recording(&[&arg1, &arg2, &arg3]) {
-        arg1.apply_op3_no_bwd(&arg2, &arg3, &Custom(op))
+        arg1.apply_op3_no_bwd(&arg2, &arg3, &Custom::new(op, false))
     } else if on_tape(&arg1) {
         taped(op, [&arg1, &arg2, &arg3])
     } else {
-        arg1.apply_op3(&arg2, &arg3, Custom(op))
+        arg1.apply_op3(&arg2, &arg3, Custom::new(op, true))
     }
 }

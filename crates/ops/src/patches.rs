@@ -8,16 +8,16 @@ use crate::op::{Op, View, apply1};
 use crate::{Result, check};
 
 /// Cuts [B, C, T, H, W] into patches of `patch` (time, rows, columns).
-struct Patches {
-    patch: [usize; 3],
+pub(crate) struct Patches {
+    pub(crate) patch: [usize; 3],
     /// The result's [N, C pt ph pw] without the batch.
-    tokens: usize,
+    pub(crate) tokens: usize,
     /// [C, T, H, W]
-    size: [usize; 4],
+    pub(crate) size: [usize; 4],
 }
 
 impl Patches {
-    fn new(patch: [usize; 3], size: [usize; 4]) -> Self {
+    pub(crate) fn new(patch: [usize; 3], size: [usize; 4]) -> Self {
         let tokens = (0..3).map(|axis| size[axis + 1] / patch[axis]).product();
         Self { patch, tokens, size }
     }

@@ -11,7 +11,7 @@ use crate::{Result, check};
 /// Elements per task.
 const CHUNK: usize = 1 << 14;
 
-struct Add;
+pub(crate) struct Add;
 
 impl Op<2> for Add {
     const NAME: &'static str = "add";

@@ -17,8 +17,11 @@ use crate::{Result, check};
 pub struct RotaryTable {
     head_dim: usize,
     max_len: usize,
-    cos: Arc<Vec<f64>>,
-    sin: Arc<Vec<f64>>,
+    pub(crate) cos: Arc<Vec<f64>>,
+    pub(crate) sin: Arc<Vec<f64>>,
+    /// The same in f32 on devices.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) device: crate::cuda::PerDevice,
 }
 
 impl RotaryTable {
@@ -41,7 +44,14 @@ impl RotaryTable {
         let angles: Vec<f64> = (0..max_len * half).map(angle).collect();
         let cos = Arc::new(angles.iter().map(|a| a.cos()).collect());
         let sin = Arc::new(angles.iter().map(|a| a.sin()).collect());
-        Ok(Self { head_dim, max_len, cos, sin })
+        Ok(Self {
+            head_dim,
+            max_len,
+            cos,
+            sin,
+            #[cfg(any(feature = "cuda", test))]
+            device: Default::default(),
+        })
     }
 
     /// Rotates `x` [B, H, T, Dh], whose first token stands at position `offset`: with halves a and b of the last axis,
@@ -86,11 +96,11 @@ impl RotaryTable {
     }
 }
 
-struct Rotate {
-    table: RotaryTable,
-    offset: usize,
+pub(crate) struct Rotate {
+    pub(crate) table: RotaryTable,
+    pub(crate) offset: usize,
     /// `None`: the argument is [B, H, T, Dh]. Otherwise [B, T, H * Dh] with this many heads.
-    heads: Option<usize>,
+    pub(crate) heads: Option<usize>,
 }
 
 /// Some tokens, each with `heads` heads that stand side by side.

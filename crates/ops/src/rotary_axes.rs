@@ -18,7 +18,7 @@ const AXES: usize = 3;
 
 /// Which elements of a head belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pairs {
+pub(crate) enum Pairs {
     /// i and i + Dh / 2, one angle for both: Hugging Face's rotate-half.
     Halves,
     /// 2 i and 2 i + 1, an angle for each.
@@ -147,7 +147,16 @@ impl AxialRotary {
             .collect();
         let cos = Arc::new(angles.iter().map(|a| a.cos()).collect());
         let sin = Arc::new(angles.iter().map(|a| a.sin()).collect());
-        Ok(RotaryAngles { pairs: self.pairs, head_dim: self.head_dim, batch: b, len: t, cos, sin })
+        Ok(RotaryAngles {
+            pairs: self.pairs,
+            head_dim: self.head_dim,
+            batch: b,
+            len: t,
+            cos,
+            sin,
+            #[cfg(any(feature = "cuda", test))]
+            device: Default::default(),
+        })
     }
 
     /// Positions of the tokens of a video in the order time, row, column: [3, 1, t h w].
@@ -173,12 +182,15 @@ impl AxialRotary {
 /// Cosines and sines of a batch's tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct RotaryAngles {
-    pairs: Pairs,
+    pub(crate) pairs: Pairs,
     head_dim: usize,
-    batch: usize,
+    pub(crate) batch: usize,
     len: usize,
-    cos: Arc<Vec<f64>>,
-    sin: Arc<Vec<f64>>,
+    pub(crate) cos: Arc<Vec<f64>>,
+    pub(crate) sin: Arc<Vec<f64>>,
+    /// The same in f32 on devices.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) device: crate::cuda::PerDevice,
 }
 
 impl RotaryAngles {
@@ -197,7 +209,7 @@ impl RotaryAngles {
     }
 }
 
-struct Turn(RotaryAngles);
+pub(crate) struct Turn(pub(crate) RotaryAngles);
 
 /// The rows of one (sample, head).
 struct Head<'a, T> {

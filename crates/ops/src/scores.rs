@@ -20,9 +20,9 @@ pub struct TokenScores {
 }
 
 /// [N, V] -> [N, 2].
-struct Scores {
-    ids: Vec<u32>,
-    temperature: f64,
+pub(crate) struct Scores {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) temperature: f64,
 }
 
 struct ScoreRows<'a, T>(&'a [T], &'a [u32], T, &'a mut [T]);
@@ -132,7 +132,7 @@ pub fn cross_entropy(logits: &Tensor, ids: &Tensor, weight: Option<&Tensor>) -> 
     let Some(weight) = weight else { return Ok(nll) };
     check::same_dtype(OP, "weight", weight, logits)?;
     check::dims(OP, "weight", weight, nll.dims(), "[N], one per row of the logits")?;
-    Ok((nll * weight)?)
+    Ok((nll.clone() * weight.to_dtype(nll.dtype())?)?)
 }
 
 fn checked_ids(op: &'static str, logits: &Tensor, ids: &Tensor) -> Result<Vec<u32>> {
@@ -144,7 +144,7 @@ fn checked_ids(op: &'static str, logits: &Tensor, ids: &Tensor) -> Result<Vec<u3
 }
 
 /// [N, V] -> [N]; the targets are constants.
-struct Soft(Vec<f64>);
+pub(crate) struct Soft(pub(crate) Vec<f64>);
 
 impl Soft {
     fn targets<T: Float>(&self) -> Vec<T> {

@@ -214,6 +214,16 @@ impl CustomOp1 for Seed {
         };
         Ok((zero, Shape::from(())))
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::{BackendDevice, BackendStorage};
+        let shape = Shape::from(());
+        Ok((storage.device().zeros_impl(&shape, storage.dtype())?, shape))
+    }
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(self.0.clone()))
     }
@@ -251,6 +261,16 @@ impl InplaceOp2 for AddInPlace {
             _ => candle_core::bail!("add_in_place: two gradients of one tensor differ in dtype"),
         }
         Ok(())
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sum: &mut candle_core::CudaStorage,
+        sum_layout: &Layout,
+        term: &candle_core::CudaStorage,
+        term_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        crate::cuda::accumulate((sum, sum_layout), (term, term_layout))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod config;
 mod critic;
 pub mod decisions;
+pub mod device;
 pub mod error;
 pub mod evaluate;
 pub mod heldout;

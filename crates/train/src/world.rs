@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use efference_envs::tabletop::{CAMERAS, PROPRIO_RANGE, TabletopEnv, TabletopOptions, Task};
 use efference_envs::{ACTION_DIM, Env};
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
@@ -155,7 +154,8 @@ fn check_freeze(params: &ParamStore) -> Result<()> {
 /// A shape that makes no network, weights that cannot be read or do not fit.
 pub fn policy(config: &TrainConfig, proprio_stats: Quantiles) -> Result<VlaPolicy> {
     let tokenizer = Tokenizer::built_in()?;
-    let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), Device::Cpu);
+    let device = crate::device::open(&config.run.device)?;
+    let mut params = ParamStore::new(seed_for(config.run.seed, Purpose::Weights, &[]), device);
     let shape = vla_config(config)?;
     check_memory(&shape, config)?;
     params.freeze(&config.model.freeze);

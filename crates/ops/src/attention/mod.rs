@@ -25,35 +25,35 @@ const KEYS: usize = 64;
 
 /// Which axis comes first after the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+pub(crate) enum Order {
     /// [B, H, T, Dh]
     Heads,
     /// [B, T, H * Dh]
     Tokens,
 }
 
-struct Attention {
-    mask: AttentionMask,
+pub(crate) struct Attention {
+    pub(crate) mask: AttentionMask,
     /// \[B * Tk\], empty when everything is valid.
-    key_valid: Vec<bool>,
-    scale: f64,
-    sizes: Sizes,
-    order: Order,
+    pub(crate) key_valid: Vec<bool>,
+    pub(crate) scale: f64,
+    pub(crate) sizes: Sizes,
+    pub(crate) order: Order,
     /// Whether backward will come.
-    keep: bool,
+    pub(crate) keep: bool,
     /// Log of the sum of exponentials of every query's scores, [B, H, Tq]; -infinity where nothing is seen.
-    log_sums: OnceLock<CpuStorage>,
+    pub(crate) log_sums: OnceLock<CpuStorage>,
 }
 
 /// Sizes of a call.
 #[derive(Clone, Copy, Debug)]
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    kv_heads: usize,
-    tq: usize,
-    tk: usize,
-    d: usize,
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) tq: usize,
+    pub(crate) tk: usize,
+    pub(crate) d: usize,
 }
 
 /// Where the rows of one (sample, head) lie.

@@ -127,8 +127,8 @@ impl AdamW {
         for (name, (param, _)) in &self.slots {
             let (dims, dtype) = (param.var.dims(), param.var.dtype());
             loaded.push(Moments {
-                exp_avg: loading.tensor("exp_avg", name, dims, dtype)?,
-                exp_avg_sq: loading.tensor("exp_avg_sq", name, dims, dtype)?,
+                exp_avg: loading.tensor("exp_avg", name, dims, dtype)?.to_device(param.var.device())?,
+                exp_avg_sq: loading.tensor("exp_avg_sq", name, dims, dtype)?.to_device(param.var.device())?,
                 step: loading.step(name)?,
             });
         }
@@ -192,6 +192,11 @@ impl InplaceOp1 for Update<'_> {
             _ => self.run(slice_mut::<f32>(storage, layout)?),
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        crate::cuda::adamw(self, storage, layout)
+    }
 }
 
 impl Update<'_> {
@@ -246,7 +251,13 @@ impl Rule {
         }
     }
 
-    fn update<T: Float>(self, weights: &mut [T], grad: &[T], exp_avg: &mut [T], exp_avg_sq: &mut [T]) {
+    pub(crate) fn update<T: Float>(
+        self,
+        weights: &mut [T],
+        grad: &[T],
+        exp_avg: &mut [T],
+        exp_avg_sq: &mut [T],
+    ) {
         let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
         let tasks = weights.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments);
         tasks.for_each(|((weights, grad), (exp_avg, exp_avg_sq))| {

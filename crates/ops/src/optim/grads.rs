@@ -195,6 +195,17 @@ impl InplaceOp2 for Accumulate {
             _ => add::<f32>((sum, sum_layout), (term, term_layout)),
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sum: &mut candle_core::CudaStorage,
+        sum_layout: &Layout,
+        term: &candle_core::CudaStorage,
+        term_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        crate::cuda::accumulate((sum, sum_layout), (term, term_layout))
+    }
 }
 
 /// x *= factor
@@ -215,6 +226,11 @@ impl InplaceOp1 for Scale {
             _ => scale(slice_mut::<f32>(storage, layout)?, self.0),
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        crate::cuda::scale(storage, layout, self.0)
     }
 }
 
@@ -270,8 +286,12 @@ fn sums_of_squares<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<
     Ok(totals)
 }
 
-/// The sum of squares by candle's operations, on any device.
+/// The sum of squares by our kernels on CUDA, by candle's operations elsewhere.
 fn sum_of_squares(tensor: &Tensor) -> candle_core::Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = crate::cuda::sum_of_squares(tensor)? {
+        return Ok(sum);
+    }
     tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()
 }
 

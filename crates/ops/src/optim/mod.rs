@@ -12,6 +12,10 @@ mod schedule;
 mod storage;
 
 pub use adafactor::{Adafactor, AdafactorConfig};
+#[cfg(any(feature = "cuda", test))]
+pub(crate) use adamw::Rule;
+#[cfg(feature = "cuda")]
+pub(crate) use adamw::Update;
 pub use adamw::{AdamW, AdamWConfig};
 pub use adamw8bit::AdamW8bit;
 pub use ema::{Ema, EmaConfig};

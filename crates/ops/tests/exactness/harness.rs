@@ -1,12 +1,16 @@
 //! Runs a case and compares.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 
 use crate::tape::{self, X};
 
-/// Where the bodies run. The CUDA backend adds its device here when one is present.
+/// Where the bodies run: the CPU, and the first GPU where there is one and the feature `cuda` is on.
 pub fn devices() -> Vec<Device> {
-    vec![Device::Cpu]
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| Device::new_cuda(0).ok());
+    [Device::Cpu].into_iter().chain(gpu.clone()).collect()
 }
 
 /// Float types of a device.

@@ -148,7 +148,7 @@ impl TrainConfig {
     /// [`ConfigError::Write`] if a value has no TOML form.
     pub fn fingerprint(&self) -> Result<String, ConfigError> {
         let mut same = self.clone();
-        same.run = RunConfig { seed: self.run.seed, ..RunConfig::default() };
+        same.run = RunConfig { seed: self.run.seed, device: self.run.device.clone(), ..RunConfig::default() };
         same.record = RecordConfig::default();
         same.checkpoint = CheckpointConfig::default();
         same.model.gradient_checkpointing = false;

@@ -22,6 +22,8 @@ settings! {
         pub out: String = "runs".into();
         /// Worker threads; 0 takes all cores. Results do not depend on it.
         pub threads: usize = 0, Check::In(Range::between(0.0, 1024.0));
+        /// Where the network computes: `cpu`, `cuda` or `cuda:N` (a build with CUDA: `cargo xtask cuda`).
+        pub device: String = "cpu".into();
     }
 }
 
