@@ -78,15 +78,3 @@ impl RmsNorm {
         Ok(ops::rms_norm(x, &self.weight, self.eps)?)
     }
 }
-
-/// [B, T, H * Dh] -> [B, H, T, Dh]
-pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, t, d) = x.dims3()?;
-    Ok(x.reshape((b, t, heads, d / heads))?.transpose(1, 2)?)
-}
-
-/// [B, H, T, Dh] -> [B, T, H * Dh]
-pub(crate) fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    let (b, h, t, dh) = x.dims4()?;
-    Ok(x.transpose(1, 2)?.reshape((b, t, h * dh))?)
-}

@@ -7,7 +7,7 @@ use efference_ops::{AttentionMask, RotaryTable};
 
 use crate::config::TextConfig;
 use crate::error::Result;
-use crate::layers::{Linear, RmsNorm, fan_in, merge_heads, residual, split_heads};
+use crate::layers::{Linear, RmsNorm, fan_in, residual};
 use crate::params::{Init, ParamPath};
 use crate::vla::expect;
 
@@ -86,8 +86,8 @@ impl Llama {
             let end = start.saturating_add(count);
             let fits = match sight.mask {
                 AttentionMask::Full => end <= len && count > 0,
-                AttentionMask::Causal => end == len && count > 0,
-                AttentionMask::Blocks(_) => start == 0 && end == len,
+                AttentionMask::Causal | AttentionMask::Prefix(_) => end == len && count > 0,
+                AttentionMask::Blocks(_) | AttentionMask::CausalSegments(_) => start == 0 && end == len,
             };
             expect("read", &[start, count], fits, &format!("positions below {len} that fit the mask"))?;
         }
@@ -152,14 +152,14 @@ impl Block {
         let all = len == x.dims3()?.1;
         let part = |x: &Tensor| if all { Ok(x.clone()) } else { x.narrow(1, start, len) };
         let h = self.input_layernorm.forward(x)?; // [B, T, D]
-        let q = split_heads(&self.q_proj.forward(&part(&h)?)?, self.heads)?; // [B, H, len, Dh]
-        let k = split_heads(&self.k_proj.forward(&h)?, self.kv_heads)?; // [B, Hkv, T, Dh]
-        let v = split_heads(&self.v_proj.forward(&h)?, self.kv_heads)?; // [B, Hkv, T, Dh]
-        let (q, k) = (rotary.apply(&q, start)?, rotary.apply(&k, 0)?);
-        let seen = ops::attention(&q, &k, &v, &sight.mask, sight.key_valid, self.scale)?; // [B, H, len, Dh]
-        let x = (part(x)? + self.o_proj.forward(&merge_heads(&seen)?)?)?; // [B, len, D]
+        let q = rotary.apply_tokens(&self.q_proj.forward(&part(&h)?)?, start)?; // [B, len, H * Dh]
+        let k = rotary.apply_tokens(&self.k_proj.forward(&h)?, 0)?; // [B, T, Hkv * Dh]
+        let v = self.v_proj.forward(&h)?; // [B, T, Hkv * Dh]
+        let heads = (self.heads, self.kv_heads);
+        let seen = ops::attention_tokens(&q, &k, &v, heads, &sight.mask, sight.key_valid, self.scale)?;
+        let x = ops::add(&part(x)?, &self.o_proj.forward(&seen)?)?; // [B, len, D]
         let h = self.post_attention_layernorm.forward(&x)?; // [B, len, D]
         let h = ops::swiglu(&self.gate_proj.forward(&h)?, &self.up_proj.forward(&h)?)?; // [B, len, M]
-        Ok((x + self.down_proj.forward(&h)?)?)
+        Ok(ops::add(&x, &self.down_proj.forward(&h)?)?)
     }
 }

@@ -7,7 +7,7 @@ use efference_ops::{Activation, AttentionMask};
 
 use crate::config::VisionConfig;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, fan_in, merge_heads, residual, split_heads};
+use crate::layers::{LayerNorm, Linear, fan_in, residual};
 use crate::params::{Init, ParamPath};
 
 /// The encoder. Names below the given path: `vision_model.embeddings.…`, `vision_model.encoder.layers.N.…`,
@@ -96,12 +96,12 @@ impl Block {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.layer_norm1.forward(x)?; // [B, N, D]
-        let q = split_heads(&self.q_proj.forward(&h)?, self.heads)?; // [B, H, N, Dh]
-        let k = split_heads(&self.k_proj.forward(&h)?, self.heads)?; // [B, H, N, Dh]
-        let v = split_heads(&self.v_proj.forward(&h)?, self.heads)?; // [B, H, N, Dh]
-        let seen = ops::attention(&q, &k, &v, &AttentionMask::Full, None, self.scale)?; // [B, H, N, Dh]
-        let x = (x + self.out_proj.forward(&merge_heads(&seen)?)?)?; // [B, N, D]
+        let q = self.q_proj.forward(&h)?; // [B, N, D], as are k and v
+        let (k, v) = (self.k_proj.forward(&h)?, self.v_proj.forward(&h)?);
+        let heads = (self.heads, self.heads);
+        let seen = ops::attention_tokens(&q, &k, &v, heads, &AttentionMask::Full, None, self.scale)?;
+        let x = ops::add(x, &self.out_proj.forward(&seen)?)?; // [B, N, D]
         let h = self.fc1.forward_act(&self.layer_norm2.forward(&x)?, Activation::GeluTanh)?; // [B, N, M]
-        Ok((x + self.fc2.forward(&h)?)?)
+        Ok(ops::add(&x, &self.fc2.forward(&h)?)?)
     }
 }

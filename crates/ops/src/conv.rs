@@ -127,7 +127,7 @@ impl Conv2d {
                 let (left, right) = (Left::rows(weight.data, k), Right::packed(columns, k));
                 // SAFETY: sample b and pixels first..first + n of every output channel are this task's own.
                 unsafe {
-                    let c = to.from((b * s.o) * pixels + first);
+                    let c = to.add((b * s.o) * pixels + first);
                     let mut start = Start::Zero;
                     if let Some(bias) = bias {
                         for (o, &bias) in bias.iter().enumerate() {
@@ -204,7 +204,7 @@ fn grad_panels<T: Float>(s: Sizes, grad: &[T]) -> Vec<T> {
     let size = pixels.next_multiple_of(T::PANEL) * s.o;
     let mut packed = vec![T::ZERO; s.batch * size];
     packed.par_chunks_mut(size).zip(grad.par_chunks(s.o * pixels)).for_each(|(packed, grad)| {
-        crate::matmul::pack_into(packed, grad, s.o, pixels, pixels, 1);
+        crate::matmul::repack(packed, grad, s.o, pixels, pixels, 1);
     });
     packed
 }
@@ -234,7 +234,7 @@ fn weight_gradient<T: Float>(s: Sizes, x: &[T], grad: &[T]) -> Vec<T> {
                     let start = if b + first == 0 { Start::Zero } else { Start::Add };
                     // SAFETY: columns p.. of rows o.. are this task's own.
                     unsafe {
-                        let c = to.from(o * k + p);
+                        let c = to.add(o * k + p);
                         Product { m, n, k: rows, left, right, c, stride: k, start }.write();
                     }
                 }

@@ -99,13 +99,13 @@ impl<T> Target<T> {
     pub fn uninit(data: &mut [MaybeUninit<T>]) -> Self {
         Target(data.as_mut_ptr().cast())
     }
-    /// The destination from element `at` on.
+    /// The place `count` elements further on.
     ///
     /// # Safety
-    /// `at` must lie inside.
-    pub unsafe fn from(&self, at: usize) -> Self {
+    /// It must lie inside the same allocation.
+    pub unsafe fn add(self, count: usize) -> Self {
         // SAFETY: granted by the caller.
-        Target(unsafe { self.0.add(at) })
+        Target(unsafe { self.0.add(count) })
     }
 }
 
@@ -150,17 +150,31 @@ impl<T: Float> Kernel for Product<'_, T> {
                 let left = self.m - row;
                 // SAFETY: rows `row..row + R` and `cols` columns from `col` lie inside, see above.
                 row += unsafe {
-                    match (left, cols <= lanes) {
-                        (12.., false) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 2>(row, col, cols, panel),
-                        (12.., true) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
-                        (8.., false) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 2>(row, col, cols, panel),
-                        (8.., true) if L::TILE_ROWS >= 8 => self.tile::<L, 8, 1>(row, col, cols, panel),
-                        (6.., false) => self.tile::<L, 6, 2>(row, col, cols, panel),
-                        (6.., true) => self.tile::<L, 6, 1>(row, col, cols, panel),
-                        (3.., false) => self.tile::<L, 3, 2>(row, col, cols, panel),
-                        (3.., true) => self.tile::<L, 3, 1>(row, col, cols, panel),
-                        (_, false) => self.tile::<L, 1, 2>(row, col, cols, panel),
-                        (_, true) => self.tile::<L, 1, 1>(row, col, cols, panel),
+                    match (left, cols) {
+                        // What nearly all of the time is spent in: whole tiles.
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => {
+                            self.full::<L, 12, 2>(row, col, panel)
+                        }
+                        (6.., _) if L::TILE_ROWS == 6 && cols == 2 * lanes => {
+                            self.full::<L, 6, 2>(row, col, panel)
+                        }
+                        (12.., _) if L::TILE_ROWS >= 12 && cols == lanes => {
+                            self.full::<L, 12, 1>(row, col, panel)
+                        }
+                        (8.., _) if L::TILE_ROWS >= 12 && cols == 2 * lanes => {
+                            self.full::<L, 8, 2>(row, col, panel)
+                        }
+                        (4.., _) if cols == 2 * lanes => self.full::<L, 4, 2>(row, col, panel),
+                        (12.., _) if L::TILE_ROWS >= 12 && cols > lanes => {
+                            self.tile::<L, 12, 2>(row, col, cols, panel)
+                        }
+                        (12.., _) if L::TILE_ROWS >= 12 => self.tile::<L, 12, 1>(row, col, cols, panel),
+                        (6.., _) if cols > lanes => self.tile::<L, 6, 2>(row, col, cols, panel),
+                        (6.., _) => self.tile::<L, 6, 1>(row, col, cols, panel),
+                        (3.., _) if cols > lanes => self.tile::<L, 3, 2>(row, col, cols, panel),
+                        (3.., _) => self.tile::<L, 3, 1>(row, col, cols, panel),
+                        _ if cols > lanes => self.tile::<L, 1, 2>(row, col, cols, panel),
+                        _ => self.tile::<L, 1, 1>(row, col, cols, panel),
                     }
                 };
             }
@@ -170,18 +184,17 @@ impl<T: Float> Kernel for Product<'_, T> {
 }
 
 impl<T: Float> Product<'_, T> {
-    /// `R` rows by `V` vectors, of which `cols` columns are stored. Returns `R`.
+    /// The sums of a tile of `R` rows by `V` vectors.
     ///
     /// # Safety
     /// The tile must lie inside the product; `panel` points at its first column in the right factor.
     #[inline(always)]
-    unsafe fn tile<L: Level, const R: usize, const V: usize>(
+    unsafe fn sums<L: Level, const R: usize, const V: usize>(
         &self,
         row: usize,
         col: usize,
-        cols: usize,
         panel: *const T,
-    ) -> usize {
+    ) -> [[T::Vector<L>; V]; R] {
         let lanes = <T::Vector<L> as Vector<T>>::LANES;
         let mut acc = [[<T::Vector<L> as Vector<T>>::splat(T::ZERO); V]; R];
         if let Start::Bias(bias) = self.start {
@@ -217,8 +230,56 @@ impl<T: Float> Product<'_, T> {
                 };
             }
         }
-        // The tile leaves the registers through a buffer: a branch or a short row between here and the inner loop
-        // would make the compiler keep the accumulators in memory, at half the speed.
+        acc
+    }
+
+    /// `R` rows by `V` whole vectors. Returns `R`.
+    ///
+    /// # Safety
+    /// The tile must lie inside the product; `panel` points at its first column in the right factor.
+    #[inline(always)]
+    unsafe fn full<L: Level, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        col: usize,
+        panel: *const T,
+    ) -> usize {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        // SAFETY: granted by the caller.
+        let acc = unsafe { self.sums::<L, R, V>(row, col, panel) };
+        let add = matches!(self.start, Start::Add);
+        for (r, line) in acc.into_iter().enumerate() {
+            for (v, mut value) in line.into_iter().enumerate() {
+                // SAFETY: row + r < m and the vector's columns lie below n: the elements are the caller's, and for `Add`
+                // they hold values.
+                unsafe {
+                    let c = self.c.0.add((row + r) * self.stride + col + v * lanes);
+                    if add {
+                        value = <T::Vector<L> as Vector<T>>::load(c).plus(value);
+                    }
+                    value.store(c);
+                }
+            }
+        }
+        R
+    }
+
+    /// `R` rows by `V` vectors, of which `cols` columns are stored. Returns `R`.
+    ///
+    /// # Safety
+    /// The tile must lie inside the product; `panel` points at its first column in the right factor.
+    #[inline(always)]
+    unsafe fn tile<L: Level, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        col: usize,
+        cols: usize,
+        panel: *const T,
+    ) -> usize {
+        let lanes = <T::Vector<L> as Vector<T>>::LANES;
+        // SAFETY: granted by the caller.
+        let acc = unsafe { self.sums::<L, R, V>(row, col, panel) };
+        // A short row leaves through a buffer.
         let mut buffer = [[T::ZERO; WIDEST]; R];
         for (buffer, line) in buffer.iter_mut().zip(&acc) {
             for (v, &value) in line.iter().enumerate() {
@@ -269,28 +330,26 @@ unsafe fn step<T: Float, Vec: Vector<T>, const R: usize, const V: usize>(
 /// Packs the [k, n] matrix whose element (p, j) is `data[p * row + j * col]` into panels, the last
 /// one filled up with zeros.
 pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: usize) -> Vec<T> {
-    let mut packed = vec![T::ZERO; k * n.next_multiple_of(T::PANEL)];
-    pack_into(&mut packed, data, k, n, row, col);
-    packed
+    let fill = |packed: &mut [MaybeUninit<T>]| pack_into(packed, data, k, n, row, col);
+    // SAFETY: `pack_into` writes all of it.
+    unsafe { build(k * n.next_multiple_of(T::PANEL), fill) }
 }
 
-/// [`pack`] into a buffer of the right size, on several threads when it is large.
-pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
+/// [`pack`] into a buffer of the right size, all of which it writes; on several threads when it is large.
+pub(crate) fn pack_into<T: Float>(
+    packed: &mut [MaybeUninit<T>],
+    data: &[T],
+    k: usize,
+    n: usize,
+    row: usize,
+    col: usize,
+) {
     if k == 0 || n == 0 {
         return;
     }
-    let one = |(panel, out): (usize, &mut [T])| {
+    let one = |(panel, out): (usize, &mut [MaybeUninit<T>])| {
         let first = panel * T::PANEL;
-        let cols = (n - first).min(T::PANEL);
-        if col == 1 {
-            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
-                let start = p * row + first;
-                out[..cols].copy_from_slice(&data[start..start + cols]);
-                out[cols..].fill(T::ZERO);
-            }
-        } else {
-            transpose_into(out, &data[first * col..], k, cols, row, col);
-        }
+        dispatch(PackPanel { data: &data[first * col..], cols: (n - first).min(T::PANEL), row, col, out });
     };
     if k * n >= 1 << 15 {
         packed.par_chunks_mut(k * T::PANEL).enumerate().for_each(one);
@@ -299,21 +358,67 @@ pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usi
     }
 }
 
-/// One panel from columns that lie `col` apart.
-fn transpose_into<T: Float>(out: &mut [T], data: &[T], k: usize, cols: usize, row: usize, col: usize) {
-    // In squares of 8: reads and writes both stay within a few cache lines.
-    for p0 in (0..k).step_by(8) {
-        let steps = (k - p0).min(8);
-        for j in 0..cols {
-            let column = &data[j * col..];
-            for p in p0..p0 + steps {
-                out[p * T::PANEL + j] = column[p * row];
+/// [`pack_into`] a buffer that is used again and again.
+pub(crate) fn repack<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
+    // SAFETY: one layout, and `pack_into` only writes numbers, so the slice stays initialised.
+    let packed = unsafe { &mut *(&raw mut *packed as *mut [MaybeUninit<T>]) };
+    pack_into(packed, data, k, n, row, col);
+}
+
+/// One panel, all of which is written.
+struct PackPanel<'a, T> {
+    data: &'a [T],
+    cols: usize,
+    row: usize,
+    col: usize,
+    out: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Float> Kernel for PackPanel<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Level>(self) {
+        let Self { data, cols, row, col, out } = self;
+        if col == 1 {
+            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
+                let line = &data[p * row..][..cols];
+                if cols == T::PANEL {
+                    // A constant length: a few vector moves instead of a call.
+                    for (out, &x) in out.iter_mut().zip(&line[..T::PANEL]) {
+                        out.write(x);
+                    }
+                } else {
+                    for (out, &x) in out.iter_mut().zip(line) {
+                        out.write(x);
+                    }
+                    out[cols..].fill(MaybeUninit::new(T::ZERO));
+                }
             }
+            return;
         }
-    }
-    if cols < T::PANEL {
-        for line in out.chunks_exact_mut(T::PANEL) {
-            line[cols..].fill(T::ZERO);
+        // Columns that lie apart, in squares of 16: reads and writes both stay within a few cache lines.
+        const SIDE: usize = 16;
+        let k = out.len() / T::PANEL;
+        for (square, out) in out.chunks_mut(SIDE * T::PANEL).enumerate() {
+            let p0 = square * SIDE;
+            for j in 0..cols {
+                let column = &data[j * col + p0 * row..];
+                if row == 1 && p0 + SIDE <= k {
+                    let column = &column[..SIDE];
+                    for p in 0..SIDE {
+                        out[p * T::PANEL + j].write(column[p]);
+                    }
+                } else {
+                    for p in 0..(k - p0).min(SIDE) {
+                        out[p * T::PANEL + j].write(column[p * row]);
+                    }
+                }
+            }
+            if cols < T::PANEL {
+                for line in out.chunks_exact_mut(T::PANEL) {
+                    line[cols..].fill(MaybeUninit::new(T::ZERO));
+                }
+            }
         }
     }
 }
@@ -330,9 +435,10 @@ pub(crate) unsafe fn build<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     data
 }
 
-/// Rows a task takes: enough tasks for every thread, in whole tiles, at most 96.
+/// Rows a task takes, in whole tiles: small enough that no thread waits long for the last task, large enough that a
+/// panel of the right factor is used several times while it is in the cache.
 fn block_rows(rows: usize) -> usize {
-    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(12).clamp(12, 96)
+    rows.div_ceil(16 * rayon::current_num_threads()).next_multiple_of(12).clamp(12, 96)
 }
 
 /// c[m, n] = left[m, k] * right[k, n] (+ bias), parallel over rows. `done(first_row, rows)` is called
@@ -377,7 +483,7 @@ pub(crate) fn outer_sum<T: Float>(y: &[T], x: &[T], rows: usize, o: usize, i: us
     let in_place = i.is_multiple_of(T::PANEL);
     let packed = if in_place { Vec::new() } else { pack(x, rows, i, i, 1) };
     let threads = rayon::current_num_threads();
-    let stripe = if o >= 96 * threads { 48 } else { o.div_ceil(2 * threads).next_multiple_of(12) };
+    let stripe = o.div_ceil(16 * threads).next_multiple_of(12).clamp(24, 48);
     let fill = |out: &mut [MaybeUninit<T>]| {
         out.par_chunks_mut(stripe * i).enumerate().for_each(|(s, out)| {
             let m = out.len() / i;
@@ -439,6 +545,72 @@ pub(crate) fn add_in_order<T: Float>(partial: Vec<Vec<T>>, n: usize) -> Vec<T> {
 mod tests {
     use super::*;
     use crate::simd::tests::{available, with_isa};
+
+    /// `cargo test --release -p efference-ops --lib -- --ignored rate --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn rate() {
+        for (m, n, k) in [(96, 768, 768), (96, 768, 2048), (96, 2048, 768), (96, 256, 256), (48, 64, 64)] {
+            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+            let (left, right) = (numbers(m * k), numbers(k * n));
+            let packed = pack(&right, k, n, n, 1);
+            let mut c = vec![0f32; m * n];
+            let flops = 2.0 * (m * n * k) as f64;
+            let times = (2e10 / flops) as usize;
+            let mut best = f64::INFINITY;
+            for transposed in [false, true] {
+                for _ in 0..5 {
+                    let start = std::time::Instant::now();
+                    for _ in 0..times / 5 {
+                        let left = if transposed { Left::transposed(&left, m) } else { Left::rows(&left, k) };
+                        let right = Right::packed(&packed, k);
+                        // SAFETY: `c` is ours and holds m rows of n.
+                        unsafe {
+                            Product {
+                                m,
+                                n,
+                                k,
+                                left,
+                                right,
+                                c: Target::of(&mut c),
+                                stride: n,
+                                start: Start::Zero,
+                            }
+                            .write();
+                        }
+                    }
+                    best = best.min(start.elapsed().as_secs_f64() / (times / 5) as f64);
+                }
+                println!("{m}x{n}x{k} transposed {transposed}: {:.1} GFLOP/s", flops / best / 1e9);
+                best = f64::INFINITY;
+            }
+        }
+        for (rows, o, i) in
+            [(1024, 768, 768), (1024, 2048, 768), (1024, 768, 2048), (2048, 256, 688), (2048, 688, 256)]
+        {
+            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
+            let (y, x, w) = (numbers(rows * o), numbers(rows * i), numbers(o * i));
+            let flops = 2.0 * (rows * o * i) as f64;
+            let rate = |f: &dyn Fn()| {
+                let best = (0..12).map(|_| {
+                    let start = std::time::Instant::now();
+                    f();
+                    start.elapsed().as_secs_f64()
+                });
+                flops / best.fold(f64::INFINITY, f64::min) / 1e9
+            };
+            let sum = rate(&|| drop(outer_sum(&y, &x, rows, o, i)));
+            let product = rate(&|| {
+                let packed = pack(&w, i, o, 1, i);
+                drop(multiply((rows, o, i), Left::rows(&x, i), Right::packed(&packed, i), None, |_, _| ()));
+            });
+            let packing = rate(&|| drop(pack(&w, i, o, 1, i)));
+            println!(
+                "{rows}x{o}x{i}: outer {sum:.1}, x W^T {product:.1} GFLOP/s, packing {:.1}%",
+                product / packing * 100.0
+            );
+        }
+    }
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {

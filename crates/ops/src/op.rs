@@ -6,10 +6,11 @@
 use std::cell::Cell;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, Var,
 };
 
 use crate::float::Float;
+use crate::tape::{self, Sum};
 
 thread_local! {
     static GRAD: Cell<bool> = const { Cell::new(true) };
@@ -132,7 +133,7 @@ fn backward<O: Op<N>, const N: usize>(
     }
 }
 
-fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
+pub(crate) fn cpu_storage<'a>(name: &str, storage: &'a Storage) -> Result<&'a CpuStorage> {
     match storage {
         Storage::Cpu(cpu) => Ok(cpu),
         _ => candle_core::bail!("{name}: only the CPU is supported"),
@@ -205,6 +206,43 @@ impl<O: Op<3>> CustomOp3 for Custom<O> {
     }
 }
 
+impl<O: Op<N>, const N: usize> tape::Backward for (Custom<O>, [(); N]) {
+    fn backward(&self, args: &[Tensor], out: &Tensor, grad: &Tensor) -> Result<Vec<Option<Sum>>> {
+        let grads = backward(&self.0.0, std::array::from_fn(|i| &args[i]), out, grad)?;
+        Ok(grads.map(|grad| grad.map(Sum::Own)).into())
+    }
+}
+
+/// A leaf of candle's graph that takes over `storage`.
+pub(crate) fn leaf(storage: CpuStorage, shape: Shape, device: &Device) -> Result<Tensor> {
+    let var = match storage {
+        CpuStorage::F32(data) => Var::from_vec(data, shape, device)?,
+        CpuStorage::F64(data) => Var::from_vec(data, shape, device)?,
+        _ => candle_core::bail!("only F32 and F64 go on the tape"),
+    };
+    Ok(var.into_inner())
+}
+
+/// Runs `op` and writes it on the tape; its result is a leaf for candle.
+fn taped<O: Op<N>, const N: usize>(op: O, args: [&Tensor; N]) -> Result<Tensor> {
+    let (storage, shape) = {
+        let held = args.map(|arg| arg.storage_and_layout());
+        let mut storages = Vec::with_capacity(N);
+        for (storage, layout) in &held {
+            storages.push((cpu_storage(O::NAME, storage)?, *layout));
+        }
+        forward(&op, std::array::from_fn(|i| storages[i]))?
+    };
+    let out = leaf(storage, shape, args[0].device())?;
+    tape::record(args.map(Tensor::clone).into(), out.clone(), Box::new((Custom(op), [(); N])));
+    Ok(out)
+}
+
+/// Whether to write on the tape: where there is one, on the CPU.
+pub(crate) fn on_tape(arg: &Tensor) -> bool {
+    tape::active() && arg.device().is_cpu()
+}
+
 /// Whether an operation on `args` will be asked for gradients.
 pub(crate) fn recording(args: &[&Tensor]) -> bool {
     GRAD.get() && args.iter().any(|arg| arg.track_op())
@@ -212,23 +250,33 @@ pub(crate) fn recording(args: &[&Tensor]) -> bool {
 
 pub(crate) fn apply1<O: Op<1>>(op: O, arg: &Tensor) -> Result<Tensor> {
     let arg = arg.contiguous()?;
-    if recording(&[&arg]) { arg.apply_op1(Custom(op)) } else { arg.apply_op1_no_bwd(&Custom(op)) }
+    if !recording(&[&arg]) {
+        arg.apply_op1_no_bwd(&Custom(op))
+    } else if on_tape(&arg) {
+        taped(op, [&arg])
+    } else {
+        arg.apply_op1(Custom(op))
+    }
 }
 
 pub(crate) fn apply2<O: Op<2>>(op: O, arg1: &Tensor, arg2: &Tensor) -> Result<Tensor> {
     let (arg1, arg2) = (arg1.contiguous()?, arg2.contiguous()?);
-    if recording(&[&arg1, &arg2]) {
-        arg1.apply_op2(&arg2, Custom(op))
-    } else {
+    if !recording(&[&arg1, &arg2]) {
         arg1.apply_op2_no_bwd(&arg2, &Custom(op))
+    } else if on_tape(&arg1) {
+        taped(op, [&arg1, &arg2])
+    } else {
+        arg1.apply_op2(&arg2, Custom(op))
     }
 }
 
 pub(crate) fn apply3<O: Op<3>>(op: O, arg1: &Tensor, arg2: &Tensor, arg3: &Tensor) -> Result<Tensor> {
     let (arg1, arg2, arg3) = (arg1.contiguous()?, arg2.contiguous()?, arg3.contiguous()?);
-    if recording(&[&arg1, &arg2, &arg3]) {
-        arg1.apply_op3(&arg2, &arg3, Custom(op))
-    } else {
+    if !recording(&[&arg1, &arg2, &arg3]) {
         arg1.apply_op3_no_bwd(&arg2, &arg3, &Custom(op))
+    } else if on_tape(&arg1) {
+        taped(op, [&arg1, &arg2, &arg3])
+    } else {
+        arg1.apply_op3(&arg2, &arg3, Custom(op))
     }
 }

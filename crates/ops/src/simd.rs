@@ -32,6 +32,7 @@ pub(crate) trait Vector<T>: Copy {
     unsafe fn store(self, to: *mut T);
     /// `a * b + self`, one rounding.
     fn add_product(self, a: Self, b: Self) -> Self;
+    fn plus(self, other: Self) -> Self;
 }
 
 /// Any machine: arrays the compiler may turn into whatever vectors are there.
@@ -65,6 +66,10 @@ macro_rules! portable {
             fn add_product(self, a: Self, b: Self) -> Self {
                 std::array::from_fn(|i| a[i].mul_add(b[i], self[i]))
             }
+            #[inline(always)]
+            fn plus(self, other: Self) -> Self {
+                std::array::from_fn(|i| self[i] + other[i])
+            }
         }
     };
 }
@@ -93,7 +98,7 @@ mod x86 {
     }
 
     macro_rules! x86_vector {
-        ($vector:ty, $float:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $fma:ident) => {
+        ($vector:ty, $float:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $fma:ident, $add:ident) => {
             impl Vector<$float> for $vector {
                 const LANES: usize = $lanes;
                 #[inline(always)]
@@ -117,13 +122,54 @@ mod x86 {
                     // SAFETY: as in `splat`.
                     unsafe { $fma(a, b, self) }
                 }
+                #[inline(always)]
+                fn plus(self, other: Self) -> Self {
+                    // SAFETY: as in `splat`.
+                    unsafe { $add(self, other) }
+                }
             }
         };
     }
-    x86_vector!(__m256, f32, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
-    x86_vector!(__m256d, f64, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd);
-    x86_vector!(__m512, f32, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
-    x86_vector!(__m512d, f64, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd);
+    x86_vector!(
+        __m256,
+        f32,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps
+    );
+    x86_vector!(
+        __m256d,
+        f64,
+        4,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_fmadd_pd,
+        _mm256_add_pd
+    );
+    x86_vector!(
+        __m512,
+        f32,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps
+    );
+    x86_vector!(
+        __m512d,
+        f64,
+        8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_fmadd_pd,
+        _mm512_add_pd
+    );
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(super) fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
