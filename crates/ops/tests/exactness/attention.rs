@@ -5,10 +5,11 @@ use crate::harness::{Arg, CASES, Case, Lie, Random, flat, for_seeds, pick};
 use crate::reference::{self as r, Heads};
 
 /// A mask of the library, and whether query i sees key j under it.
-fn mask(s: Heads, random: &mut Random) -> (AttentionMask, Box<dyn Fn(usize, usize) -> bool>) {
+type Mask = (AttentionMask, Box<dyn Fn(usize, usize) -> bool>);
+
+fn mask(s: Heads, random: &mut Random) -> Mask {
     let gap = s.tk.saturating_sub(s.tq);
-    let mut masks: Vec<(AttentionMask, Box<dyn Fn(usize, usize) -> bool>)> =
-        vec![(AttentionMask::Full, Box::new(|_, _| true))];
+    let mut masks: Vec<Mask> = vec![(AttentionMask::Full, Box::new(|_, _| true))];
     if s.tq <= s.tk {
         masks.push((AttentionMask::Causal, Box::new(move |i, j| j <= i + gap)));
         let first = random.below(s.tk + 2);

@@ -68,7 +68,8 @@ fn add() {
 
 #[test]
 fn linear_with_activation() {
-    let all: [(Activation, fn(X) -> X); 4] = [
+    type Named = (Activation, fn(X) -> X);
+    let all: [Named; 4] = [
         (Activation::GeluTanh, r::gelu_tanh),
         (Activation::GeluErf, r::gelu_erf),
         (Activation::Silu, r::silu),
