@@ -365,6 +365,13 @@ pub(crate) fn pack_uninit<T: Float>(
     }
 }
 
+/// [`pack_into`] a buffer that is used again and again.
+pub(crate) fn repack<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
+    // SAFETY: one layout, and `pack_into` only writes numbers, so the slice stays initialised.
+    let packed = unsafe { &mut *(&raw mut *packed as *mut [MaybeUninit<T>]) };
+    pack_into(packed, data, k, n, row, col);
+}
+
 /// One panel, all of which is written.
 struct PackPanel<'a, T> {
     data: &'a [T],
