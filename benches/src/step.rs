@@ -24,7 +24,6 @@ fn trainer(store: ParamStore, loss: impl Fn() -> Tensor + 'static) -> Box<dyn Fn
     Box::new(move || {
         let (_, found) = ops::value_and_grad(|| Ok::<_, ops::Error>(loss())).unwrap();
         let mut grads = Grads::from_store(found, store.trainable()).unwrap();
-        drop(found);
         ops::clip_grad_norm(&mut grads, 1.0).unwrap();
         optimizer.step(&grads, 1e-4).unwrap();
     })

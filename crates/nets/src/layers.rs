@@ -61,6 +61,11 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
     }
+
+    /// x + r and its norm.
+    pub fn add_forward(&self, x: &Tensor, r: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(ops::add_layer_norm(x, r, &self.weight, &self.bias, self.eps)?)
+    }
 }
 
 #[derive(Clone)]
@@ -76,5 +81,10 @@ impl RmsNorm {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+    }
+
+    /// x + r and its norm.
+    pub fn add_forward(&self, x: &Tensor, r: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(ops::add_rms_norm(x, r, &self.weight, self.eps)?)
     }
 }

@@ -192,8 +192,7 @@ impl Block {
         let v = self.v_proj.forward(&h)?; // [B, T, Hkv * Dh]
         let heads = (self.heads, self.kv_heads);
         let seen = ops::attention_tokens(&q, &k, &v, heads, &sight.mask, sight.key_valid, self.scale)?;
-        let x = ops::add(&part(x)?, &self.o_proj.forward(&seen)?)?; // [B, len, D]
-        let h = self.post_attention_layernorm.forward(&x)?; // [B, len, D]
+        let (x, h) = self.post_attention_layernorm.add_forward(&part(x)?, &self.o_proj.forward(&seen)?)?;
         let h = ops::swiglu(&self.gate_proj.forward(&h)?, &self.up_proj.forward(&h)?)?; // [B, len, M]
         Ok(ops::add(&x, &self.down_proj.forward(&h)?)?)
     }

@@ -119,8 +119,8 @@ impl Block {
         let (k, v) = (self.k_proj.forward(&h)?, self.v_proj.forward(&h)?);
         let heads = (self.heads, self.heads);
         let seen = ops::attention_tokens(&q, &k, &v, heads, &AttentionMask::Full, None, self.scale)?;
-        let x = ops::add(x, &self.out_proj.forward(&seen)?)?; // [B, N, D]
-        let h = self.fc1.forward_act(&self.layer_norm2.forward(&x)?, Activation::GeluTanh)?; // [B, N, M]
+        let (x, h) = self.layer_norm2.add_forward(x, &self.out_proj.forward(&seen)?)?; // [B, N, D]
+        let h = self.fc1.forward_act(&h, Activation::GeluTanh)?; // [B, N, M]
         Ok(ops::add(&x, &self.fc2.forward(&h)?)?)
     }
 }

@@ -204,7 +204,7 @@ fn grad_panels<T: Float>(s: Sizes, grad: &[T]) -> Vec<T> {
     let size = pixels.next_multiple_of(T::PANEL) * s.o;
     let mut packed = vec![T::ZERO; s.batch * size];
     packed.par_chunks_mut(size).zip(grad.par_chunks(s.o * pixels)).for_each(|(packed, grad)| {
-        crate::matmul::pack_into(packed, grad, s.o, pixels, pixels, 1);
+        crate::matmul::repack(packed, grad, s.o, pixels, pixels, 1);
     });
     packed
 }

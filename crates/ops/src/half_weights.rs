@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::float::Float;
-use crate::matmul::{Left, Product, Right, Start, Target, build, column_sum, pack_into};
+use crate::matmul::{Left, Product, Right, Start, Target, build, column_sum, repack};
 use crate::op::{Op, View, apply1, apply2};
 use crate::{Error, Result, check};
 
@@ -113,7 +113,7 @@ impl LinearHalf {
             let cols = (o - first).min(T::PANEL);
             let rows = &mut rows[..cols * i];
             weight.unpack(first * i, rows, room);
-            pack_into(panel, rows, i, cols, 1, i);
+            repack(panel, rows, i, cols, 1, i);
         };
         let y = multiply((x.data.len() / i, o, i), x.data, bias, scratch, fill);
         let mut dims = x.dims.to_vec();

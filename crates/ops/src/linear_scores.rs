@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::float::{Float, sum_of};
 use crate::log_softmax::{CHUNK, Running, Summary};
-use crate::matmul::{Left, Product, Right, SUM_ROWS, Start, Target, build, pack, pack_into};
+use crate::matmul::{Left, Product, Right, SUM_ROWS, Start, Target, build, pack, repack};
 use crate::op::{Op, View, apply2};
 use crate::scores::TokenScores;
 use crate::simd::{Kernel, Level, dispatch};
@@ -197,7 +197,7 @@ impl Op<2> for LinearScores {
         let mut packed = vec![T::ZERO; s.v.min(STRIP).next_multiple_of(T::PANEL) * s.d];
         for (first, rows) in strips(s.v) {
             let packed = &mut packed[..rows.next_multiple_of(T::PANEL) * s.d];
-            pack_into(packed, &weight.data[first * s.d..(first + rows) * s.d], s.d, rows, 1, s.d);
+            repack(packed, &weight.data[first * s.d..(first + rows) * s.d], s.d, rows, 1, s.d);
             let strip: &[T] = packed;
             let tasks = states.par_chunks_mut(block).zip(self.ids.par_chunks(block));
             tasks.zip(hidden.data.par_chunks(block * s.d)).for_each_init(
@@ -249,7 +249,7 @@ impl Op<2> for LinearScores {
             for (first, rows) in strips(v) {
                 let part = &weight.data[first * d..(first + rows) * d];
                 let packed = &mut packed[..rows.next_multiple_of(T::PANEL) * d];
-                pack_into(packed, part, d, rows, 1, d);
+                repack(packed, part, d, rows, 1, d);
                 let by_row = if needs[0] { pack(part, rows, d, d, 1) } else { Vec::new() };
                 for start in (0..n).step_by(ROUND) {
                     let tokens = start..(start + ROUND).min(n);

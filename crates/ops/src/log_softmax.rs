@@ -4,6 +4,8 @@
 //! in chunks of [`CHUNK`] columns, from the left. Everything is kept relative to the largest logit, so that logits of
 //! 1e4 cost no digits of the log-probabilities.
 
+use std::cmp::Ordering;
+
 use crate::float::{Float, LANES, Lanes, max, sum_lanes};
 
 /// Columns per chunk. A multiple of every panel width, and small enough for the first-level cache.
@@ -36,8 +38,8 @@ impl<T: Float> Running<T> {
         let top = max(x) * inverse;
         if top == T::NEG_INFINITY {
             // Nothing possible here; `max` passes over NaN, which must not get lost.
-            if x.iter().any(|x| x.partial_cmp(x).is_none()) {
-                self.total = T::ZERO / T::ZERO;
+            if let Some(&nan) = x.iter().find(|x| x.partial_cmp(x).is_none()) {
+                self.total = nan;
             }
             return;
         }
@@ -124,7 +126,7 @@ impl<T: Float> Summary<T> {
     #[inline(always)]
     pub fn possible(&self) -> bool {
         // NaN must not pass for impossible, or it would get lost.
-        !(self.mean > T::ZERO)
+        self.mean.partial_cmp(&T::ZERO) != Some(Ordering::Greater)
     }
 
     /// Writes the slope of `log * log_prob(chosen) + entropy * entropy()` with respect to logits `x` into `dx`, except

@@ -330,20 +330,13 @@ unsafe fn step<T: Float, Vec: Vector<T>, const R: usize, const V: usize>(
 /// Packs the [k, n] matrix whose element (p, j) is `data[p * row + j * col]` into panels, the last
 /// one filled up with zeros.
 pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: usize) -> Vec<T> {
-    let fill = |packed: &mut [MaybeUninit<T>]| pack_uninit(packed, data, k, n, row, col);
-    // SAFETY: `pack_uninit` writes all of it.
+    let fill = |packed: &mut [MaybeUninit<T>]| pack_into(packed, data, k, n, row, col);
+    // SAFETY: `pack_into` writes all of it.
     unsafe { build(k * n.next_multiple_of(T::PANEL), fill) }
 }
 
-/// [`pack`] into a buffer of the right size that is used again.
-pub(crate) fn pack_into<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
-    let room = std::ptr::from_mut(packed) as *mut [MaybeUninit<T>];
-    // SAFETY: the same memory; `pack_uninit` writes values only, so what is borrowed stays initialised.
-    pack_uninit(unsafe { &mut *room }, data, k, n, row, col);
-}
-
 /// [`pack`] into a buffer of the right size, all of which it writes; on several threads when it is large.
-pub(crate) fn pack_uninit<T: Float>(
+pub(crate) fn pack_into<T: Float>(
     packed: &mut [MaybeUninit<T>],
     data: &[T],
     k: usize,
@@ -363,6 +356,13 @@ pub(crate) fn pack_uninit<T: Float>(
     } else {
         packed.chunks_mut(k * T::PANEL).enumerate().for_each(one);
     }
+}
+
+/// [`pack_into`] a buffer that is used again and again.
+pub(crate) fn repack<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
+    // SAFETY: one layout, and `pack_into` only writes numbers, so the slice stays initialised.
+    let packed = unsafe { &mut *(&raw mut *packed as *mut [MaybeUninit<T>]) };
+    pack_into(packed, data, k, n, row, col);
 }
 
 /// One panel, all of which is written.

@@ -250,6 +250,7 @@ pub(crate) struct AddNorm {
 
 impl Op<2> for AddNorm {
     const NAME: &'static str = "add_norm";
+    const PASSES: bool = true;
 
     #[allow(unsafe_code)]
     fn forward<T: Float>(&self, [x, r]: [View<'_, T>; 2]) -> (Vec<T>, Shape) {

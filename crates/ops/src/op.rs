@@ -70,6 +70,8 @@ impl<T> View<'_, T> {
 /// A differentiable operation on `N` float arguments of one dtype.
 pub(crate) trait Op<const N: usize>: DeviceOp<N> + Send + Sync + Sized + 'static {
     const NAME: &'static str;
+    /// Whether every argument's gradient is the result's, as for a sum: on the tape nothing is copied then.
+    const PASSES: bool = false;
 
     /// The result's data and shape.
     fn forward<T: Float>(&self, args: [View<'_, T>; N]) -> (Vec<T>, Shape);
@@ -312,9 +314,15 @@ impl<O: Op<3>> CustomOp3 for Custom<O> {
     }
 }
 
-impl<O: Op<N>, const N: usize> tape::Backward for (Custom<O>, [(); N]) {
+/// An operation as the tape keeps it.
+struct Taped<O, const N: usize>(O);
+
+impl<O: Op<N>, const N: usize> tape::Backward for Taped<O, N> {
     fn backward(&self, args: &[Tensor], out: &Tensor, grad: &Tensor) -> Result<Vec<Option<Sum>>> {
-        let grads = backward(&self.0.op, std::array::from_fn(|i| &args[i]), out, grad)?;
+        if O::PASSES {
+            return Ok((0..N).map(|_| Some(Sum::Shared(grad.clone()))).collect());
+        }
+        let grads = backward(&self.0, std::array::from_fn(|i| &args[i]), out, grad)?;
         Ok(grads.map(|grad| grad.map(Sum::Own)).into())
     }
 }
@@ -340,7 +348,7 @@ fn taped<O: Op<N>, const N: usize>(op: O, args: [&Tensor; N]) -> Result<Tensor> 
         forward(&op, std::array::from_fn(|i| storages[i]))?
     };
     let out = leaf(storage, shape, args[0].device())?;
-    tape::record(args.map(Tensor::clone).into(), out.clone(), Box::new((Custom::new(op, true), [(); N])));
+    tape::record(args.map(Tensor::clone).into(), out.clone(), Box::new(Taped::<O, N>(op)));
     Ok(out)
 }
 

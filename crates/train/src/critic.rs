@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use efference_nets::{Init, ParamStore};
-use efference_ops::{Activation, AdamW, AdamWConfig, Grads, ParamGroup, clip_grad_norm, linear, linear_act};
+use efference_ops::{
+    Activation, AdamW, AdamWConfig, Grads, ParamGroup, clip_grad_norm, linear, linear_act, value_and_grad,
+};
 use efference_rollout::{Purpose, Trajectory, seed_for};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -17,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::Tensors;
 use crate::config::CriticConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Prefix of everything of the critic in a checkpoint's optimiser file.
 const PREFIX: &str = "critic/";
@@ -127,8 +129,11 @@ impl Critic {
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed_for(seed, Purpose::MiniBatches, &place)));
             for part in order.chunks(self.config.batch) {
                 let ids = Tensor::new(part, &Device::Cpu)?;
-                let gap = (self.forward(&x.index_select(&ids, 0)?)? - y.index_select(&ids, 0)?)?;
-                let mut grads = Grads::from_store(gap.sqr()?.mean_all()?.backward()?, self.net.trainable())?;
+                let (_, found) = value_and_grad(|| {
+                    let gap = (self.forward(&x.index_select(&ids, 0)?)? - y.index_select(&ids, 0)?)?;
+                    Ok::<_, Error>(gap.sqr()?.mean_all()?)
+                })?;
+                let mut grads = Grads::from_store(found, self.net.trainable())?;
                 if clip_grad_norm(&mut grads, 1.0)?.finite {
                     self.adamw.step(&grads, self.config.lr)?;
                 }

@@ -12,7 +12,7 @@ use efference_objectives::batch::{
 };
 use efference_objectives::registry::Algorithm;
 use efference_objectives::{Batch, Input, Normaliser, Objective, Prepared, State, Table};
-use efference_ops::Grads;
+use efference_ops::{Grads, value_and_grad};
 use efference_rollout::{
     CollectOptions, Collector, Decision, EpisodePlan, Noise, Purpose, Trajectory, VlaPolicy, seed_for,
 };
@@ -444,26 +444,29 @@ impl<'w> Rl<'w> {
         for micro in micro_batches(mini, self.config.micro_batch) {
             let decisions: Vec<&Decision> =
                 micro.iter().flat_map(|c| c.of(&trajectories[c.trajectory].decisions)).collect();
-            let scored = policy.score(&decisions, self.config.temperature)?;
-            if first {
-                VlaPolicy::check_on_policy(&decisions, &scored.log_probs.detach(), allowed_gap(policy))?;
-            }
-            let rows: Vec<usize> = micro.iter().map(|c| c.trajectory).collect();
-            let batch = prepared.batch.select(&rows)?;
-            let mask = masked(batch.mask().clone(), micro, per_decision);
-            let batch = batch
-                .masked(mask)?
-                .with(LOG_PROBS, pack(&scored.log_probs.to_device(&Device::Cpu)?, micro, longest)?)?
-                .with(ENTROPY, pack(&scored.entropy.to_device(&Device::Cpu)?, micro, longest)?)?;
-            let signals = prepared.signals.select(&rows);
-            let loss = self.objective.loss(&batch, &signals, &whole, &self.memory)?;
-            parts.loss += f64::from(loss.loss.to_scalar::<f32>()?);
-            parts.entropy += loss.entropy;
-            parts.approx_kl += loss.stat("approx_kl");
-            parts.clip_frac += loss.stat("clip_frac");
-            parts.clip_frac_lower += loss.stat("clip_frac_lower");
-            parts.max_ratio_gap = parts.max_ratio_gap.max(loss.max_ratio_gap);
-            grads.add(loss.loss.backward()?, policy.params.trainable())?;
+            let (_, found) = value_and_grad(|| {
+                let scored = policy.score(&decisions, self.config.temperature)?;
+                if first {
+                    VlaPolicy::check_on_policy(&decisions, &scored.log_probs.detach(), allowed_gap(policy))?;
+                }
+                let rows: Vec<usize> = micro.iter().map(|c| c.trajectory).collect();
+                let batch = prepared.batch.select(&rows)?;
+                let mask = masked(batch.mask().clone(), micro, per_decision);
+                let batch = batch
+                    .masked(mask)?
+                    .with(LOG_PROBS, pack(&scored.log_probs.to_device(&Device::Cpu)?, micro, longest)?)?
+                    .with(ENTROPY, pack(&scored.entropy.to_device(&Device::Cpu)?, micro, longest)?)?;
+                let signals = prepared.signals.select(&rows);
+                let loss = self.objective.loss(&batch, &signals, &whole, &self.memory)?;
+                parts.loss += f64::from(loss.loss.to_scalar::<f32>()?);
+                parts.entropy += loss.entropy;
+                parts.approx_kl += loss.stat("approx_kl");
+                parts.clip_frac += loss.stat("clip_frac");
+                parts.clip_frac_lower += loss.stat("clip_frac_lower");
+                parts.max_ratio_gap = parts.max_ratio_gap.max(loss.max_ratio_gap);
+                Ok::<_, Error>(loss.loss)
+            })?;
+            grads.add(found, policy.params.trainable())?;
         }
         if let Some(rehearsal) = learner.rehearsal {
             parts.rehearsal = rehearsal.add_to(&mut grads, policy, learner.optimiser.updates())?;

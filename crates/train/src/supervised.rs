@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use efference_data::{Episode, EpisodeStore, OnCorrupt};
 use efference_envs::tabletop::{Expert, Play, Task, train_seed};
 use efference_nets::action_nll;
-use efference_ops::Grads;
+use efference_ops::{Grads, value_and_grad};
 use efference_rollout::{Look, Purpose, VlaPolicy, demonstrate, seed_for};
 use rayon::prelude::*;
 
@@ -26,8 +26,9 @@ pub fn update(
     examples: &[Example],
     smoothing_bins: &[f64],
 ) -> Result<Values> {
-    let loss = nll(policy, examples, smoothing_bins, false)?.mean_all()?;
-    let mut grads = Grads::from_store(loss.backward()?, policy.params.trainable())?;
+    let (loss, found) =
+        value_and_grad(|| Ok::<_, Error>(nll(policy, examples, smoothing_bins, false)?.mean_all()?))?;
+    let mut grads = Grads::from_store(found, policy.params.trainable())?;
     let report = optimiser.step(&mut grads)?;
     let mut values = Values::new();
     values.insert("loss".into(), f64::from(loss.to_scalar::<f32>()?));
@@ -92,9 +93,14 @@ impl Rehearsal<'_> {
             let first = (1 << 40) + update * batch as u64;
             examples.extend(play.draw(policy, first, batch)?);
         }
-        let loss = nll(policy, &examples, &self.smoothing_bins, false)?.mean_all()?;
-        grads.add((&loss * self.coef)?.backward()?, policy.params.trainable())?;
-        Ok(f64::from(loss.to_scalar::<f32>()?))
+        let mut mean = 0.0;
+        let (_, found) = value_and_grad(|| {
+            let loss = nll(policy, &examples, &self.smoothing_bins, false)?.mean_all()?;
+            mean = f64::from(loss.to_scalar::<f32>()?);
+            Ok::<_, Error>((loss * self.coef)?)
+        })?;
+        grads.add(found, policy.params.trainable())?;
+        Ok(mean)
     }
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::mask::Sight;
 use super::{Attention, KEYS, QUERIES, Sizes, product};
 use crate::float::{Float, max, sum};
-use crate::matmul::{Left, Right, Start, Target, build, pack_uninit};
+use crate::matmul::{Left, Right, Start, Target, build, pack_into};
 use crate::simd::{Kernel, Level, dispatch};
 
 /// Right factors of all key-value heads, packed once: keys as [Dh, Tk], values as [Tk, Dh].
@@ -29,10 +29,10 @@ impl<T: Float> Packed<T> {
         let head = rows * columns.next_multiple_of(T::PANEL);
         let fill = |packed: &mut [MaybeUninit<T>]| {
             packed.par_chunks_mut(head).zip(starts).for_each(|(packed, &start)| {
-                pack_uninit(packed, &data[start..], rows, columns, row, column);
+                pack_into(packed, &data[start..], rows, columns, row, column);
             });
         };
-        // SAFETY: `pack_uninit` writes all of it.
+        // SAFETY: `pack_into` writes all of it.
         Self { data: unsafe { build(starts.len() * head, fill) }, head }
     }
 

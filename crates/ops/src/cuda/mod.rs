@@ -80,5 +80,6 @@ pub(crate) trait DeviceOp<const N: usize> {
 // Without kernels: on a device a sum and its norm are two operations, and weights in half precision are what `linear`
 // takes.
 impl DeviceOp<2> for crate::norm::AddNorm {}
+impl DeviceOp<2> for crate::residual::Add {}
 impl DeviceOp<1> for crate::half_weights::LinearHalf {}
 impl DeviceOp<2> for crate::half_weights::LinearHalf {}

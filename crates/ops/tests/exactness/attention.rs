@@ -5,18 +5,25 @@ use crate::harness::{Arg, CASES, Case, Lie, Random, flat, for_seeds, pick};
 use crate::reference::{self as r, Heads};
 
 /// A mask of the library, and whether query i sees key j under it.
-fn mask(s: Heads, random: &mut Random) -> (AttentionMask, Box<dyn Fn(usize, usize) -> bool>) {
+type Mask = (AttentionMask, Box<dyn Fn(usize, usize) -> bool>);
+
+fn mask(s: Heads, random: &mut Random) -> Mask {
     let gap = s.tk.saturating_sub(s.tq);
-    let mut masks: Vec<(AttentionMask, Box<dyn Fn(usize, usize) -> bool>)> =
-        vec![(AttentionMask::Full, Box::new(|_, _| true))];
+    let mut masks: Vec<Mask> = vec![(AttentionMask::Full, Box::new(|_, _| true))];
     if s.tq <= s.tk {
         masks.push((AttentionMask::Causal, Box::new(move |i, j| j <= i + gap)));
+        let first = random.below(s.tk + 2);
+        masks.push((AttentionMask::Prefix(first), Box::new(move |i, j| j < first || j <= i + gap)));
     }
     if s.tq == s.tk {
         // not in order: a block may come back
         let blocks: Vec<u32> = (0..s.tk).map(|_| random.below(3) as u32).collect();
         let own = blocks.clone();
         masks.push((AttentionMask::Blocks(blocks), Box::new(move |i, j| own[j] <= own[i])));
+        let segments: Vec<u32> = (0..s.tk).map(|i| (i / 3) as u32).collect();
+        let own = segments.clone();
+        let sees = move |i: usize, j: usize| own[j] == own[i] && j <= i;
+        masks.push((AttentionMask::CausalSegments(segments), Box::new(sees)));
     }
     let which = random.below(masks.len());
     masks.swap_remove(which)
@@ -53,6 +60,42 @@ fn attention() {
             |a| vec![r::attention([&a[0], &a[1], &a[2]], s, scale, &sees)],
         );
         case.floor[0] = 1e-33 * (1.0 + size);
+        case.check(pick(random, &Lie::all()), seed);
+    });
+}
+
+/// [B, H, T, Dh] as [B, T, H Dh], or back.
+fn exchange<T: Copy>(x: &[T], [b, one, two, d]: [usize; 4]) -> Vec<T> {
+    let at = |b: usize, i: usize, j: usize| ((b * one + i) * two + j) * d;
+    (0..b * two * one).flat_map(|n| x[at(n / (two * one), n % one, n / one % two)..][..d].to_vec()).collect()
+}
+
+/// The same on tokens, and more keys than a block.
+#[test]
+fn attention_on_tokens() {
+    for_seeds(CASES, |seed, random| {
+        let (h, hkv) = pick(random, &[(1, 1), (4, 2), (3, 1)]);
+        let tq = pick(random, &[1, 3, 17, 50]);
+        let tk = if random.below(2) == 0 { tq } else { pick(random, &[1, 17, 70]) };
+        let s = Heads { b: pick(random, &[1, 2]), h, hkv, tq, tk, d: pick(random, &[1, 4, 16]) };
+        let (mask, visible) = mask(s, random);
+        let args = vec![
+            Arg::random(&[s.b, tq, h * s.d], 1.0, random),
+            Arg::random(&[s.b, tk, hkv * s.d], 1.0, random),
+            Arg::random(&[s.b, tk, hkv * s.d], 1.0, random),
+        ];
+        let mut case = Case::new(
+            "attention_tokens",
+            args,
+            |a| Ok(vec![ops::attention_tokens(&a[0], &a[1], &a[2], (h, hkv), &mask, None, 0.5)?]),
+            |a| {
+                let q = exchange(&a[0], [s.b, tq, h, s.d]);
+                let [k, v] = [1, 2].map(|i| exchange(&a[i], [s.b, tk, hkv, s.d]));
+                let out = r::attention([&q, &k, &v], s, 0.5, &|_, i, j| visible(i, j));
+                vec![exchange(&out, [s.b, h, tq, s.d])]
+            },
+        );
+        case.floor[0] = 1e-33;
         case.check(pick(random, &Lie::all()), seed);
     });
 }

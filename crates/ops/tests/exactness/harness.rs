@@ -80,19 +80,17 @@ impl Lie {
         [Lie::Contiguous, Lie::Transposed, Lie::Narrowed]
     }
 
-    /// A variable, and the view of it that is the argument.
-    fn make(self, arg: &Arg, dtype: DType, device: &Device) -> CandleResult<(Var, Tensor)> {
+    /// A variable; [`Lie::view`] of it is the argument.
+    fn make(self, arg: &Arg, dtype: DType, device: &Device) -> CandleResult<Var> {
         let tensor = Tensor::from_vec(arg.values.clone(), arg.dims.as_slice(), device)?.to_dtype(dtype)?;
         let rank = arg.dims.len();
-        let var = match self {
+        match self {
             Lie::Transposed if rank > 1 => {
-                Var::from_tensor(&tensor.transpose(rank - 2, rank - 1)?.contiguous()?)?
+                Var::from_tensor(&tensor.transpose(rank - 2, rank - 1)?.contiguous()?)
             }
-            Lie::Narrowed => Var::from_tensor(&tensor.pad_with_same(rank - 1, 1, 2)?)?,
-            _ => Var::from_tensor(&tensor)?,
-        };
-        let view = self.view(var.as_tensor(), arg)?;
-        Ok((var, view))
+            Lie::Narrowed => Var::from_tensor(&tensor.pad_with_same(rank - 1, 1, 2)?),
+            _ => Var::from_tensor(&tensor),
+        }
     }
 
     fn view(self, tensor: &Tensor, arg: &Arg) -> CandleResult<Tensor> {
@@ -152,59 +150,76 @@ impl<'a> Case<'a> {
             .iter()
             .map(|arg| Arg { dims: arg.dims.clone(), values: arg.values.iter().map(|&x| round(x)).collect() })
             .collect();
-        let (vars, views): (Vec<Var>, Vec<Tensor>) =
-            args.iter().map(|arg| lie.make(arg, dtype, device).unwrap()).unzip();
-        let results = (self.op)(&views).unwrap_or_else(|error| panic!("{what}: {error}"));
-        // cotangents, and the loss they make
+        let vars: Vec<Var> = args.iter().map(|arg| lie.make(arg, dtype, device).unwrap()).collect();
+        let run = || {
+            let views: CandleResult<Vec<Tensor>> =
+                vars.iter().zip(&args).map(|(var, arg)| lie.view(var.as_tensor(), arg)).collect();
+            (self.op)(&views?)
+        };
+        let sizes = run().unwrap_or_else(|error| panic!("{what}: {error}"));
+        // cotangents, and the loss they make; infinite results have no part in gradients
         let mut random = Random::new(seed);
-        let weights: Vec<Vec<f64>> = results.iter().map(|r| random.vec(r.elem_count(), 1.0)).collect();
-        let mut loss: Option<Tensor> = None;
-        for (result, weights) in results.iter().zip(&weights) {
-            // A product with a constant, so that the cotangent is the same bits in every dtype. Infinite results take
-            // no part.
-            let weights = Tensor::from_vec(weights.clone(), result.dims(), device).unwrap();
-            let part = (result * weights.to_dtype(dtype).unwrap()).unwrap().sum_all().unwrap();
-            loss = Some(loss.map_or(part.clone(), |loss| (loss + part).unwrap()));
-        }
-        let grads = loss.unwrap().backward().unwrap();
+        let weights: Vec<Vec<f64>> = sizes.iter().map(|r| random.vec(r.elem_count(), 1.0)).collect();
+        let loss = |results: &[Tensor]| -> CandleResult<Tensor> {
+            let mut loss = Tensor::zeros((), dtype, device)?;
+            for (result, weights) in results.iter().zip(&weights) {
+                let weights = Tensor::from_vec(weights.clone(), result.dims(), device)?.to_dtype(dtype)?;
+                loss = (loss + (result * weights)?.sum_all()?)?;
+            }
+            Ok(loss)
+        };
+        // candle's backward pass, and our tape
+        let results = run().unwrap();
+        let grads = loss(&results).unwrap().backward().unwrap();
+        let mut ways = vec![(what.clone(), results, grads)];
+        let mut kept = Vec::new();
+        let (_, grads) = efference_ops::value_and_grad(|| {
+            kept = run()?;
+            Ok::<_, efference_ops::Error>(loss(&kept)?)
+        })
+        .unwrap();
+        ways.push((format!("{what} on the tape"), kept, grads));
 
         let values: Vec<Vec<f64>> = args.iter().map(|arg| arg.values.clone()).collect();
         let leaves = tape::leaves(&values);
         let wanted = (self.reference)(&leaves);
-        assert_eq!(wanted.len(), results.len(), "{what}");
         let (epsilon, floor) = match dtype {
             DType::F32 => (f64::from(f32::EPSILON), self.floor[0]),
             _ => (f64::EPSILON, self.floor[1]),
         };
-        for (which, (result, wanted)) in results.iter().zip(&wanted).enumerate() {
-            assert_eq!(result.dtype(), dtype, "{what}");
-            let got = flat(result);
-            assert_eq!(got.len(), wanted.len(), "{what}, result {which}");
-            for (at, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-                let bound = self.ulps * epsilon * wanted.error + floor;
-                assert!(
-                    got == &wanted.value || (got - wanted.value).abs() <= bound,
-                    "{what}, result {which} at {at}: {got:e} against {:e}, allowed {bound:e}",
-                    wanted.value
-                );
-            }
-        }
         let outputs: Vec<(X, f64)> = wanted
             .iter()
             .zip(&weights)
             .flat_map(|(wanted, weights)| wanted.iter().copied().zip(weights.iter().copied()))
             .collect();
         let slopes = tape::gradients(&outputs, &leaves);
-        for (which, (var, slopes)) in vars.iter().zip(&slopes).enumerate() {
-            let grad = grads.get(var.as_tensor()).unwrap_or_else(|| panic!("{what}: no gradient {which}"));
-            let got = flat(&lie.view(grad, &args[which]).unwrap());
-            for (at, (got, wanted)) in got.iter().zip(slopes).enumerate() {
-                let bound = epsilon * (self.grad_ulps * wanted.size + self.ulps * wanted.error) + floor;
-                assert!(
-                    (got - wanted.value).abs() <= bound,
-                    "{what}, gradient {which} at {at}: {got:e} against {:e}, allowed {bound:e}",
-                    wanted.value
-                );
+        for (what, results, grads) in &ways {
+            assert_eq!(wanted.len(), results.len(), "{what}");
+            for (which, (result, wanted)) in results.iter().zip(&wanted).enumerate() {
+                assert_eq!(result.dtype(), dtype, "{what}");
+                let got = flat(result);
+                assert_eq!(got.len(), wanted.len(), "{what}, result {which}");
+                for (at, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+                    let bound = self.ulps * epsilon * wanted.error + floor;
+                    assert!(
+                        got == &wanted.value || (got - wanted.value).abs() <= bound,
+                        "{what}, result {which} at {at}: {got:e} against {:e}, allowed {bound:e}",
+                        wanted.value
+                    );
+                }
+            }
+            for (which, (var, slopes)) in vars.iter().zip(&slopes).enumerate() {
+                let grad =
+                    grads.get(var.as_tensor()).unwrap_or_else(|| panic!("{what}: no gradient {which}"));
+                let got = flat(&lie.view(grad, &args[which]).unwrap());
+                for (at, (got, wanted)) in got.iter().zip(slopes).enumerate() {
+                    let bound = epsilon * (self.grad_ulps * wanted.size + self.ulps * wanted.error) + floor;
+                    assert!(
+                        (got - wanted.value).abs() <= bound,
+                        "{what}, gradient {which} at {at}: {got:e} against {:e}, allowed {bound:e}",
+                        wanted.value
+                    );
+                }
             }
         }
         if dtype == DType::F64 {

@@ -51,8 +51,25 @@ fn swiglu() {
 }
 
 #[test]
+fn add() {
+    for_seeds(CASES, |seed, random| {
+        let dims = [pick(random, &SIZES), pick(random, &SIZES)];
+        let size = pick(random, &[1e-30, 1.0, 1e30]);
+        let args = vec![Arg::random(&dims, size, random), Arg::random(&dims, size, random)];
+        let case = Case::new(
+            "add",
+            args,
+            |a| Ok(vec![ops::add(&a[0], &a[1])?]),
+            |a| vec![a[0].iter().zip(&a[1]).map(|(&x, &y)| x + y).collect()],
+        );
+        Lie::all().into_iter().for_each(|lie| case.check(lie, seed));
+    });
+}
+
+#[test]
 fn linear_with_activation() {
-    let all: [(Activation, fn(X) -> X); 4] = [
+    type Named = (Activation, fn(X) -> X);
+    let all: [Named; 4] = [
         (Activation::GeluTanh, r::gelu_tanh),
         (Activation::GeluErf, r::gelu_erf),
         (Activation::Silu, r::silu),

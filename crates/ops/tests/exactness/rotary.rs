@@ -27,6 +27,28 @@ fn one_axis() {
     });
 }
 
+#[test]
+fn one_axis_on_tokens() {
+    for_seeds(CASES, |seed, random| {
+        let (b, h, t) = (pick(random, &[1, 2]), pick(random, &[1, 3]), pick(random, &[1, 2, 5, 17]));
+        let (d, offset, base) = (pick(random, &[2, 4, 16, 34]), random.below(9), 10_000.0f64);
+        let table = RotaryTable::new(d, t + offset, base).unwrap();
+        let mut case = Case::new(
+            "rotary on tokens",
+            vec![Arg::random(&[b, t, h * d], 1.0, random)],
+            |a| Ok(vec![table.apply_tokens(&a[0], offset)?]),
+            |a| {
+                let angle = |row: usize, i: usize| {
+                    (row / h % t + offset) as f64 * base.powf(-2.0 * i as f64 / d as f64)
+                };
+                vec![r::rotate_half(&a[0], d, &angle)]
+            },
+        );
+        case.floor[1] = ANGLE;
+        case.check(pick(random, &Lie::all()), seed);
+    });
+}
+
 /// In f64 an angle of some hundreds is only known to this; f32 rounds what was computed in f64.
 const ANGLE: f64 = 1e-12;
 
