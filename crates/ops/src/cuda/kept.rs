@@ -36,9 +36,12 @@ impl Kept {
     }
 }
 
+/// A device's id and what lies there.
+type Copy = (u64, Arc<dyn Any + Send + Sync>);
+
 /// Copies of a constant on the devices where it was needed; clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct PerDevice(Arc<Mutex<Vec<(u64, Arc<dyn Any + Send + Sync>)>>>);
+pub(crate) struct PerDevice(Arc<Mutex<Vec<Copy>>>);
 
 impl PerDevice {
     /// The copy on `machine`, made by `make` the first time.
@@ -49,9 +52,7 @@ impl PerDevice {
     ) -> Result<Arc<T>> {
         // Nothing in here can be half done: a poisoned list is still a list of whole copies.
         let mut copies = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let here = |(id, copy): &(u64, Arc<dyn Any + Send + Sync>)| {
-            (*id == machine.id()).then(|| Arc::clone(copy).downcast().ok())?
-        };
+        let here = |(id, copy): &Copy| (*id == machine.id()).then(|| Arc::clone(copy).downcast().ok())?;
         if let Some(copy) = copies.iter().find_map(here) {
             return Ok(copy);
         }
