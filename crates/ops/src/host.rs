@@ -23,8 +23,14 @@ pub fn prepare() {
     }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     use_huge_pages();
-    // An error says that a pool exists already; then it stays as it is.
-    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    // With a single worker a job of another thread would wait until this one has nothing to do. An error says that a pool
+    // exists already; then it stays as it is.
+    let wanted =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
+    let threads = wanted.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if threads > 1 {
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
+    }
     const CANDLE: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(CANDLE).is_none() {
         // SAFETY: called before any other thread exists (see above), so nobody reads the environment meanwhile.
