@@ -232,7 +232,11 @@ pub(crate) fn sum_of_squares<T: Float>(x: &[T]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
-        lanes = std::array::from_fn(|i| lanes[i] + x[i].wide() * x[i].wide());
+        let mut squares = [0.0f64; LANES];
+        for (square, &x) in squares.iter_mut().zip(x) {
+            *square = x.wide() * x.wide();
+        }
+        lanes = std::array::from_fn(|i| lanes[i] + squares[i]);
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += x.wide() * x.wide();
