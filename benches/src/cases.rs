@@ -190,13 +190,25 @@ pub fn all() -> Vec<Case> {
     all
 }
 
-/// Work that shows what the machine can do.
-pub fn probes() -> Vec<Case> {
+/// Work that shows what the machine can do, and the same with candle's matrix product, which is the crate `gemm`.
+pub struct Probe {
+    pub case: Case,
+    pub candle: Option<Case>,
+}
+
+/// Matrix products and a copy.
+pub fn probes() -> Vec<Probe> {
     let matmul = |n: usize, i: usize, o: usize| {
-        Case::new(("matmul", &[n, i, o]), (2.0 * (n * i * o) as f64, 0.0), move || {
+        let floor = (2.0 * (n * i * o) as f64, 0.0);
+        let ours = Case::new(("matmul", &[n, i, o]), floor, move || {
             let (x, w) = (numbers(&[n, i], 1.0), numbers(&[o, i], 0.05));
             Box::new(move || drop(ops::linear(&x, &w, None).unwrap()))
-        })
+        });
+        let candle = Case::new(("matmul", &[n, i, o]), floor, move || {
+            let (x, w) = (numbers(&[n, i], 1.0), numbers(&[o, i], 0.05).t().unwrap());
+            Box::new(move || drop(x.matmul(&w).unwrap()))
+        });
+        Probe { case: ours, candle: Some(candle) }
     };
     let n: usize = 1 << 25;
     let copy = Case::new(("copy", &[n]), (0.0, 2.0 * n as f64), move || {
@@ -205,8 +217,14 @@ pub fn probes() -> Vec<Case> {
         Box::new(move || {
             let (storage, _) = x.storage_and_layout();
             let candle_core::Storage::Cpu(cpu) = &*storage else { unreachable!("made on the CPU") };
-            y.copy_from_slice(cpu.as_slice().unwrap());
+            let x: &[f32] = cpu.as_slice().unwrap();
+            y.copy_from_slice(x);
         })
     });
-    vec![matmul(1024, 768, 3072), matmul(1024, 3072, 768), matmul(2048, 1024, 1024), copy]
+    vec![
+        matmul(1024, 768, 3072),
+        matmul(1024, 3072, 768),
+        matmul(2048, 1024, 1024),
+        Probe { case: copy, candle: None },
+    ]
 }

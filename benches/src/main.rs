@@ -72,14 +72,23 @@ struct Machine {
 
 fn machine(peer: &mut Option<Peer>) -> Machine {
     let (mut flops, mut bytes) = (0f64, 0f64);
-    for case in cases::probes() {
-        let mut run = (case.build)();
-        run();
-        let ours = seconds(&mut *run, 5);
-        let theirs = peer.as_mut().map_or(f64::INFINITY, |peer| median(&peer.run(&case.name, 5)));
+    for probe in cases::probes() {
+        let time = |case: &Case| {
+            let mut run = (case.build)();
+            run();
+            seconds(&mut *run, 5)
+        };
+        let (ours, candle) = (time(&probe.case), probe.candle.as_ref().map_or(f64::NAN, time));
+        let theirs = peer.as_mut().map_or(f64::NAN, |peer| median(&peer.run(&probe.case.name, 5)));
         std::thread::sleep(SETTLE);
-        flops = flops.max(case.floor.flops / ours.min(theirs));
-        bytes = bytes.max(case.floor.bytes / ours.min(theirs));
+        let best = ours.min(theirs).min(candle);
+        let Floor { flops: f, bytes: b } = probe.case.floor;
+        if f > 0.0 {
+            let [ours, theirs, candle] = [ours, theirs, candle].map(|time| f / time / 1e9);
+            println!("{}: ours {ours:.0}, PyTorch {theirs:.0}, gemm {candle:.0} GFLOP/s", probe.case.label);
+        }
+        flops = flops.max(f / best);
+        bytes = bytes.max(b / best);
     }
     Machine { flops, bytes }
 }
