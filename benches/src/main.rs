@@ -60,8 +60,9 @@ fn seconds(run: &mut dyn FnMut(), repeats: usize) -> f64 {
     median(&times)
 }
 
+/// Runs of one side in a row: several of the long ones too, because the first finds the caches full of the other side's.
 fn repeats(one: f64) -> usize {
-    ((TURN.as_secs_f64() / one.max(1e-6)) as usize).clamp(1, 200)
+    ((TURN.as_secs_f64() / one.max(1e-6)) as usize).clamp(3, 200)
 }
 
 /// What this machine can do at best: the rate of matrix products (the better of the two sides) and of a copy.
