@@ -60,9 +60,9 @@ pub fn ids(below: usize, dims: &[usize]) -> Tensor {
     Tensor::from_vec(ids, dims, &Device::Cpu).unwrap()
 }
 
-/// Forward and backward of a function.
+/// Forward and backward of a function, as training calls them. The gradient of the result is all ones.
 fn both(f: impl Fn() -> Tensor + 'static) -> Box<dyn FnMut()> {
-    Box::new(move || drop(f().backward().unwrap()))
+    Box::new(move || drop(ops::value_and_grad(|| Ok::<_, ops::Error>(f())).unwrap()))
 }
 
 fn unary(kind: &'static str, n: usize, d: usize, f: fn(&Tensor) -> ops::Result<Tensor>) -> Case {
@@ -136,6 +136,13 @@ pub fn all() -> Vec<Case> {
             let (x, w) = (var(&[n, d], 1.0), var(&[d], 1.0));
             both(move || ops::rms_norm(&x, &w, 1e-6).unwrap())
         }));
+        all.push(Case::new(("add_rms_norm", &[n, d]), (0.0, 8.0 * size), move || {
+            let (x, r, w) = (var(&[n, d], 1.0), var(&[n, d], 1.0), var(&[d], 1.0));
+            both(move || {
+                let (sum, normed) = ops::add_rms_norm(&x, &r, &w, 1e-6).unwrap();
+                ops::add(&sum, &normed).unwrap()
+            })
+        }));
         all.push(Case::new(("rotary", &[b, heads, t, dh]), (0.0, 4.0 * size), move || {
             let (x, table) = (var(&[b, heads, t, dh], 1.0), ops::RotaryTable::new(dh, t, 1e4).unwrap());
             both(move || table.apply(&x, 0).unwrap())
@@ -150,6 +157,15 @@ pub fn all() -> Vec<Case> {
             let (logits, ids) = (var(&[n, v], 1.0), ids(v, &[n]));
             both(move || {
                 let scores = ops::token_scores(&logits, &ids, 1.0).unwrap();
+                (scores.log_probs + scores.entropy).unwrap()
+            })
+        }));
+        // Three products of the forward pass's size, and the logits once more for the backward pass.
+        let product = 2.0 * (n * d * v) as f64;
+        all.push(Case::new(("linear_scores", &[n, d, v]), (4.0 * product, 0.0), move || {
+            let (hidden, w, ids) = (var(&[n, d], 1.0), var(&[v, d], 0.02), ids(v, &[n]));
+            both(move || {
+                let scores = ops::linear_scores(&hidden, &w, &ids, 1.0).unwrap();
                 (scores.log_probs + scores.entropy).unwrap()
             })
         }));

@@ -1,5 +1,6 @@
 //! Set-up and chores: `cargo xtask help` lists them.
 
+mod bench;
 mod checks;
 mod cuda;
 mod doctor;
@@ -28,6 +29,7 @@ cargo xtask TASK
   cuda [ARG]        build with CUDA, on a machine with or without a GPU (`cargo xtask cuda --help`)
   gpu [ARG]         on a machine with an NVIDIA GPU: check the CUDA backend against the CPU, time it beside PyTorch, write
                     docs/performance.md; --build only makes the program, to carry it to such a machine
+  bench ops [ARG]   operations and training steps beside PyTorch, which it fetches (5 GB); --alone without
   ci                what CI runs: formatting, lints, documentation, test
 
 EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).
@@ -55,6 +57,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "real-data" => real_data::run(&paths),
         "cuda" => cuda::run(&paths, rest),
         "gpu" => gpu::run(&paths, rest),
+        "bench" => bench::run(&paths, rest),
         "ci" => checks::ci(&paths),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -42,7 +42,8 @@ fn use_huge_pages() {
     // SAFETY: plain queries of the system.
     let memory =
         unsafe { libc::sysconf(libc::_SC_AVPHYS_PAGES).max(0) * libc::sysconf(libc::_SC_PAGESIZE).max(0) };
-    let size = (memory as usize / 2).next_multiple_of(PAGE);
+    // Beyond 2 GiB, the most that M_TRIM_THRESHOLD can say, `malloc` would give the block back to the system.
+    let size = (memory as usize / 2).min(7 << 28) / PAGE * PAGE;
     // SAFETY: the block is ours until it is freed; `madvise` only changes how its pages are made. Without the memory
     // (`malloc` gives null) or without huge pages in the kernel nothing happens.
     unsafe {

@@ -53,11 +53,22 @@ pub(crate) fn random(device: &Device, dims: &[usize], dtype: DType) -> Result<Te
 pub(crate) fn ceilings(device: &Device) -> Result<Ceilings> {
     let n = 8192;
     let (a, b) = (random(device, &[n, n], DType::BF16)?, random(device, &[n, n], DType::BF16)?);
-    let matmul = 2.0 * (n as f64).powi(3) / seconds(device, || Ok(drop(a.matmul(&b)?)))?;
+    let matmul = 2.0 * (n as f64).powi(3)
+        / seconds(device, || {
+            drop(a.matmul(&b)?);
+            Ok(())
+        })?;
     let big = random(device, &[1 << 29], DType::BF16)?;
-    let copy = 2.0 * (1u64 << 30) as f64 / seconds(device, || Ok(drop(big.copy()?)))?;
+    let copy = 2.0 * (1u64 << 30) as f64
+        / seconds(device, || {
+            drop(big.copy()?);
+            Ok(())
+        })?;
     Ok(Ceilings { matmul, copy })
 }
+
+/// An operation on its arguments.
+type Run = Box<dyn Fn(&[Tensor]) -> ops::Result<Tensor>>;
 
 /// One line of the table.
 struct Work {
@@ -67,7 +78,7 @@ struct Work {
     /// Fewest bytes the forward pass moves.
     bytes: f64,
     inputs: Vec<Vec<usize>>,
-    run: Box<dyn Fn(&[Tensor]) -> ops::Result<Tensor>>,
+    run: Run,
 }
 
 /// Tokens of the timed operations: two sequences of 4096.
@@ -145,11 +156,17 @@ pub(crate) fn table(device: &Device, ceilings: &Ceilings) -> Result<String> {
     for work in works(device)? {
         let inputs: Vec<Tensor> =
             work.inputs.iter().map(|dims| random(device, dims, DType::BF16)).collect::<Result<_>>()?;
-        let forward = seconds(device, || Ok(drop((work.run)(&inputs)?)))?;
+        let forward = seconds(device, || {
+            drop((work.run)(&inputs)?);
+            Ok(())
+        })?;
         let floor = (work.flops / ceilings.matmul).max(work.bytes / ceilings.copy);
         let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<std::result::Result<_, _>>()?;
         let tracked: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let both = seconds(device, || Ok(drop((work.run)(&tracked)?.backward()?)))?;
+        let both = seconds(device, || {
+            drop((work.run)(&tracked)?.backward()?);
+            Ok(())
+        })?;
         text += &format!(
             "| {} | {:.3} | {:.3} | {:.0}% | {:.3} |\n",
             work.name,

@@ -108,7 +108,7 @@ pub(super) fn run<T: Float>(
         let sample = at / kv_heads;
         let sight = Sight::new(&attention.mask, &attention.key_valid, sample, tq, tk);
         let (mut scores, mut grads) = (vec![T::ZERO; QUERIES * KEYS], vec![T::ZERO; QUERIES * KEYS]);
-        let mut along = vec![T::ZERO; QUERIES];
+        let mut along = [T::ZERO; QUERIES];
         let (mut q_buffer, mut grad_buffer) = (Vec::new(), Vec::new());
         // SAFETY: these rows are this task's own, see below.
         unsafe {
