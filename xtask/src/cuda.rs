@@ -6,6 +6,7 @@
 use crate::{
     error::{Error, Result, io},
     fetch::{self, Wheel},
+    native,
     paths::Paths,
     process, system,
 };
@@ -84,6 +85,9 @@ impl Options {
 /// Builds with `--features cuda` into `<target>/cuda`.
 pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
     let Some(options) = Options::read(args)? else { return Ok(()) };
+    if options.package != "efference-ops" {
+        native::setup(paths)?; // the simulator, which all of `efference` links
+    }
     let toolkit = toolkit(paths)?;
     let mut cargo = cargo(paths, &toolkit);
     cargo.arg(if options.check { "check" } else { "build" });

@@ -80,7 +80,10 @@ fn run() -> Result<bool> {
         return Err("this executable was built without CUDA; `cargo xtask gpu` builds one with it".into());
     }
     let device = Device::new_cuda(options.ordinal).map_err(|error| {
-        format!("no CUDA device {} here, so nothing was checked ({error})", options.ordinal)
+        // Without the backtrace that candle may append.
+        let error = error.to_string();
+        let reason = error.lines().next().unwrap_or_default();
+        format!("no CUDA device {} here, so nothing was checked: {reason}", options.ordinal)
     })?;
     let machine = report::Machine::look(options.ordinal);
     println!("{machine}\n");

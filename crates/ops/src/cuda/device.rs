@@ -352,8 +352,11 @@ mod tests {
     fn what_nvcc_compiled_is_what_the_emulation_runs() {
         let mut here: Vec<&str> = MODULES.iter().flat_map(|module| module.kernels.iter().copied()).collect();
         here.sort_unstable();
+        // Beside them the emulation has kernels that are wrong on purpose, for its own tests.
         let emulated = efference_ops_emulation::kernels();
-        assert_eq!(here, emulated.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+        let emulated =
+            emulated.iter().map(|(name, _)| name.as_str()).filter(|name| !name.starts_with("fault_"));
+        assert_eq!(here, emulated.collect::<Vec<_>>());
         assert!(MODULES.iter().all(|module| !module.cubin.is_empty()));
     }
 }
