@@ -275,5 +275,8 @@ fn double_precision_too() {
         let store = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         store.get(&w).unwrap().to_vec2::<f64>().unwrap()
     };
-    assert_eq!(gradient(f(&[x.clone()]).unwrap()), gradient(checkpoint(&[&x], f.clone()).unwrap()));
+    assert_eq!(
+        gradient(f(std::slice::from_ref(&x)).unwrap()),
+        gradient(checkpoint(&[&x], f.clone()).unwrap())
+    );
 }
