@@ -19,7 +19,7 @@ const SHOWN: [Shown; 11] = [
     ("skipped_steps", "skipped", whole_unless_zero),
     ("speed/env_steps_per_s", "env steps/s", thousands),
     ("speed/tokens_per_s", "tokens/s", thousands),
-    ("memory/peak_bytes", "peak", bytes_of),
+    ("memory/peak_bytes", "peak", mebibytes),
 ];
 
 /// The numbers worth watching, in one line; those that a stage does not have are left out.
@@ -82,8 +82,10 @@ fn whole_unless_zero(x: f64) -> String {
     if x == 0.0 { String::new() } else { format!("{x:.0}") }
 }
 
-fn bytes_of(x: f64) -> String {
-    bytes(x as u64)
+/// `950 MiB`, `4.6 GiB`.
+fn mebibytes(x: f64) -> String {
+    const MIB: f64 = (1u64 << 20) as f64;
+    if x < 1000.0 * MIB { format!("{:.0} MiB", x / MIB) } else { format!("{:.1} GiB", x / MIB / 1024.0) }
 }
 
 /// `950`, `12.3k`, `4.56M`.

@@ -333,7 +333,8 @@ fn averages_follow_the_weights_and_change_places_with_them() {
 
     let mut again = Ema::new([("w", &w)], config).unwrap();
     again.load_state(&state).unwrap();
-    (again.update().unwrap(), ema.update().unwrap());
+    again.update().unwrap();
+    ema.update().unwrap();
     assert_eq!(values(&again.state().unwrap()["ema.w"]), values(&ema.state().unwrap()["ema.w"]));
     assert_eq!(again.updates(), 13);
     assert!(Ema::new([("w", &w)], EmaConfig { decay: 1.0, warmup: false }).is_err());
