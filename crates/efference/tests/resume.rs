@@ -99,10 +99,9 @@ fn log(run: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let strip = |line: &str| {
         let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
-        value
-            .as_object_mut()
-            .unwrap()
-            .retain(|name, _| !name.starts_with("time/") && !name.starts_with("speed/"));
+        value.as_object_mut().unwrap().retain(|name, _| {
+            !["time/", "speed/", "memory/"].iter().any(|machine| name.starts_with(machine))
+        });
         value.to_string()
     };
     text.lines().map(strip).collect()
