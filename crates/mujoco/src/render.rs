@@ -133,6 +133,7 @@ impl Renderer {
         // SAFETY: valid renderer, current on this thread; the text is copied.
         let driver = unsafe { ffi::text(ffi::em_renderer_driver(raw.as_ptr())) };
         let software = SOFTWARE_DRIVERS.iter().any(|name| driver.contains(name));
+        leave_drawing_alone_at_exit();
         Ok(Self { raw, lineage: model.lineage, width, height, software, scratch: Vec::new() })
     }
 
@@ -314,4 +315,30 @@ mod tests {
             assert_eq!(pixels, expected);
         }
     }
+}
+
+/// Lets the process end before the drawing libraries tidy up: threads that still have contexts (they are never joined)
+/// raced with that, and corrupted the heap at one exit in ten. Called after their first context exists, so that this
+/// runs before what they have registered; Rust has flushed its output by then.
+fn leave_drawing_alone_at_exit() {
+    unsafe extern "C" {
+        fn on_exit(
+            f: extern "C" fn(std::ffi::c_int, *mut std::ffi::c_void),
+            arg: *mut std::ffi::c_void,
+        ) -> std::ffi::c_int;
+        fn fflush(stream: *mut std::ffi::c_void) -> std::ffi::c_int;
+        fn _exit(status: std::ffi::c_int) -> !;
+    }
+    extern "C" fn end(status: std::ffi::c_int, _: *mut std::ffi::c_void) {
+        // SAFETY: null means all of C's streams; then the process ends with the status it was given.
+        unsafe {
+            fflush(std::ptr::null_mut());
+            _exit(status)
+        }
+    }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: `end` needs no argument and lives as long as the process.
+    ONCE.call_once(|| unsafe {
+        on_exit(end, std::ptr::null_mut());
+    });
 }
