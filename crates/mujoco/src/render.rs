@@ -304,19 +304,6 @@ fn flip<T>(pixels: &mut [T], row: usize) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn flip_reverses_rows() {
-        for rows in 1..6usize {
-            let mut pixels: Vec<usize> = (0..rows * 2).collect();
-            super::flip(&mut pixels, 2);
-            let expected: Vec<usize> = (0..rows).rev().flat_map(|row| [2 * row, 2 * row + 1]).collect();
-            assert_eq!(pixels, expected);
-        }
-    }
-}
-
 /// Lets the process end before the drawing libraries tidy up: threads that still have contexts (they are never joined)
 /// raced with that, and corrupted the heap at one exit in ten. Called after their first context exists, so that this
 /// runs before what they have registered; Rust has flushed its output by then.
@@ -341,4 +328,17 @@ fn leave_drawing_alone_at_exit() {
     ONCE.call_once(|| unsafe {
         on_exit(end, std::ptr::null_mut());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn flip_reverses_rows() {
+        for rows in 1..6usize {
+            let mut pixels: Vec<usize> = (0..rows * 2).collect();
+            super::flip(&mut pixels, 2);
+            let expected: Vec<usize> = (0..rows).rev().flat_map(|row| [2 * row, 2 * row + 1]).collect();
+            assert_eq!(pixels, expected);
+        }
+    }
 }
