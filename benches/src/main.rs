@@ -129,6 +129,9 @@ fn main() {
     let options = options();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     efference_ops::host::prepare();
+    // This thread becomes a worker, as `install` makes the trainer's one: a step is some hundred short loops, and handing
+    // each over to a sleeping pool costs two wake-ups.
+    rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global().unwrap();
     let mut peer = options.peer.as_deref().map(|python| Peer::start(python, threads));
     if let Some(peer) = &peer {
         println!("peer: PyTorch {} on CPU, {threads} threads each, in turns", peer.version);

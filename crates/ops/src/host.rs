@@ -6,8 +6,6 @@
 /// - Freed memory stays in the process. A step frees and asks again for the same few megabytes hundreds of times;
 ///   by default each time the kernel takes the pages back and zeroes new ones.
 /// - The heap uses huge pages where the kernel has them.
-/// - The calling thread becomes one of rayon's workers: a step is some hundred short parallel loops, and handing each
-///   over to a pool that sleeps costs two wake-ups. So let this thread do the training.
 /// - candle's element-wise loops run on the calling thread. Its own pool waits by spinning, which takes the cores away
 ///   from the threads that compute. Our operations use rayon's pool and are not concerned.
 ///
@@ -23,14 +21,6 @@ pub fn prepare() {
     }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     use_huge_pages();
-    // With a single worker a job of another thread would wait until this one has nothing to do. An error says that a pool
-    // exists already; then it stays as it is.
-    let wanted =
-        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
-    let threads = wanted.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    if threads > 1 {
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
-    }
     const CANDLE: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(CANDLE).is_none() {
         // SAFETY: called before any other thread exists (see above), so nobody reads the environment meanwhile.

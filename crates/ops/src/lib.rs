@@ -24,6 +24,7 @@ pub mod memory;
 mod norm;
 mod op;
 mod optim;
+mod pack;
 mod patches;
 mod residual;
 mod rotary;

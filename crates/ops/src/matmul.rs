@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use crate::float::Float;
+pub(crate) use crate::pack::{pack, pack_into, repack};
 use crate::simd::{Kernel, Level, Vector, dispatch};
 
 /// Rows per partial sum where a sum runs over the batch.
@@ -327,102 +328,6 @@ unsafe fn step<T: Float, Vec: Vector<T>, const R: usize, const V: usize>(
     }
 }
 
-/// Packs the [k, n] matrix whose element (p, j) is `data[p * row + j * col]` into panels, the last
-/// one filled up with zeros.
-pub(crate) fn pack<T: Float>(data: &[T], k: usize, n: usize, row: usize, col: usize) -> Vec<T> {
-    let fill = |packed: &mut [MaybeUninit<T>]| pack_into(packed, data, k, n, row, col);
-    // SAFETY: `pack_into` writes all of it.
-    unsafe { build(k * n.next_multiple_of(T::PANEL), fill) }
-}
-
-/// [`pack`] into a buffer of the right size, all of which it writes; on several threads when it is large.
-pub(crate) fn pack_into<T: Float>(
-    packed: &mut [MaybeUninit<T>],
-    data: &[T],
-    k: usize,
-    n: usize,
-    row: usize,
-    col: usize,
-) {
-    if k == 0 || n == 0 {
-        return;
-    }
-    let one = |(panel, out): (usize, &mut [MaybeUninit<T>])| {
-        let first = panel * T::PANEL;
-        dispatch(PackPanel { data: &data[first * col..], cols: (n - first).min(T::PANEL), row, col, out });
-    };
-    if k * n >= 1 << 15 {
-        packed.par_chunks_mut(k * T::PANEL).enumerate().for_each(one);
-    } else {
-        packed.chunks_mut(k * T::PANEL).enumerate().for_each(one);
-    }
-}
-
-/// [`pack_into`] a buffer that is used again and again.
-pub(crate) fn repack<T: Float>(packed: &mut [T], data: &[T], k: usize, n: usize, row: usize, col: usize) {
-    // SAFETY: one layout, and `pack_into` only writes numbers, so the slice stays initialised.
-    let packed = unsafe { &mut *(&raw mut *packed as *mut [MaybeUninit<T>]) };
-    pack_into(packed, data, k, n, row, col);
-}
-
-/// One panel, all of which is written.
-struct PackPanel<'a, T> {
-    data: &'a [T],
-    cols: usize,
-    row: usize,
-    col: usize,
-    out: &'a mut [MaybeUninit<T>],
-}
-
-impl<T: Float> Kernel for PackPanel<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<L: Level>(self) {
-        let Self { data, cols, row, col, out } = self;
-        if col == 1 {
-            for (p, out) in out.chunks_exact_mut(T::PANEL).enumerate() {
-                let line = &data[p * row..][..cols];
-                if cols == T::PANEL {
-                    // A constant length: a few vector moves instead of a call.
-                    for (out, &x) in out.iter_mut().zip(&line[..T::PANEL]) {
-                        out.write(x);
-                    }
-                } else {
-                    for (out, &x) in out.iter_mut().zip(line) {
-                        out.write(x);
-                    }
-                    out[cols..].fill(MaybeUninit::new(T::ZERO));
-                }
-            }
-            return;
-        }
-        // Columns that lie apart, in squares of 16: reads and writes both stay within a few cache lines.
-        const SIDE: usize = 16;
-        let k = out.len() / T::PANEL;
-        for (square, out) in out.chunks_mut(SIDE * T::PANEL).enumerate() {
-            let p0 = square * SIDE;
-            for j in 0..cols {
-                let column = &data[j * col + p0 * row..];
-                if row == 1 && p0 + SIDE <= k {
-                    let column = &column[..SIDE];
-                    for p in 0..SIDE {
-                        out[p * T::PANEL + j].write(column[p]);
-                    }
-                } else {
-                    for p in 0..(k - p0).min(SIDE) {
-                        out[p * T::PANEL + j].write(column[p * row]);
-                    }
-                }
-            }
-            if cols < T::PANEL {
-                for line in out.chunks_exact_mut(T::PANEL) {
-                    line[cols..].fill(MaybeUninit::new(T::ZERO));
-                }
-            }
-        }
-    }
-}
-
 /// A vector of `len` values that `fill` writes, every one of them.
 ///
 /// # Safety
@@ -562,74 +467,6 @@ pub(crate) fn add_in_order<T: Float>(partial: Vec<Vec<T>>, n: usize) -> Vec<T> {
 mod tests {
     use super::*;
     use crate::simd::tests::{available, with_isa};
-
-    /// `cargo test --release -p efference-ops --lib -- --ignored rate --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn rate() {
-        for (m, n, k) in
-            [(96, 768, 768), (96, 768, 2048), (96, 1024, 1024), (36, 768, 3072), (96, 256, 256), (48, 64, 64)]
-        {
-            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
-            let (left, right) = (numbers(m * k), numbers(k * n));
-            let packed = pack(&right, k, n, n, 1);
-            let mut c = vec![0f32; m * n];
-            let flops = 2.0 * (m * n * k) as f64;
-            let times = (2e10 / flops) as usize;
-            let mut best = f64::INFINITY;
-            for transposed in [false, true] {
-                for _ in 0..5 {
-                    let start = std::time::Instant::now();
-                    for _ in 0..times / 5 {
-                        let left = if transposed { Left::transposed(&left, m) } else { Left::rows(&left, k) };
-                        let right = Right::packed(&packed, k);
-                        // SAFETY: `c` is ours and holds m rows of n.
-                        unsafe {
-                            Product {
-                                m,
-                                n,
-                                k,
-                                left,
-                                right,
-                                c: Target::of(&mut c),
-                                stride: n,
-                                start: Start::Zero,
-                            }
-                            .write();
-                        }
-                    }
-                    best = best.min(start.elapsed().as_secs_f64() / (times / 5) as f64);
-                }
-                println!("{m}x{n}x{k} transposed {transposed}: {:.1} GFLOP/s", flops / best / 1e9);
-                best = f64::INFINITY;
-            }
-        }
-        for (rows, o, i) in
-            [(1024, 768, 768), (1024, 2048, 768), (1024, 768, 2048), (2048, 256, 688), (2048, 688, 256)]
-        {
-            let numbers = |len: usize| (0..len).map(|i| (i % 101) as f32 / 33.0 - 1.5).collect::<Vec<_>>();
-            let (y, x, w) = (numbers(rows * o), numbers(rows * i), numbers(o * i));
-            let flops = 2.0 * (rows * o * i) as f64;
-            let rate = |f: &dyn Fn()| {
-                let best = (0..12).map(|_| {
-                    let start = std::time::Instant::now();
-                    f();
-                    start.elapsed().as_secs_f64()
-                });
-                flops / best.fold(f64::INFINITY, f64::min) / 1e9
-            };
-            let sum = rate(&|| drop(outer_sum(&y, &x, rows, o, i)));
-            let product = rate(&|| {
-                let packed = pack(&w, i, o, 1, i);
-                drop(multiply((rows, o, i), Left::rows(&x, i), Right::packed(&packed, i), None, |_, _| ()));
-            });
-            let packing = rate(&|| drop(pack(&w, i, o, 1, i)));
-            println!(
-                "{rows}x{o}x{i}: outer {sum:.1}, x W^T {product:.1} GFLOP/s, packing {:.1}%",
-                product / packing * 100.0
-            );
-        }
-    }
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {

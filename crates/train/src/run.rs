@@ -4,12 +4,11 @@
 //! update within the stage. A checkpoint holds them with weights and moments, and what a resumed run does next is
 //! exactly what the unbroken one would have done.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use efference_ops::memory;
 use efference_rollout::{Purpose, VlaPolicy, seed_for};
-use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, Checkpointer, Identity, Tensors, TrainState};
 use crate::config::{PretrainConfig, RlConfig, SftConfig, TrainConfig};
@@ -28,31 +27,7 @@ use crate::supervised::{self, PlayScenes, Rehearsal};
 use crate::tensorboard::EventFile;
 use crate::world::{self, DATASET_SUITE, Tabletop};
 
-/// What came out of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Summary {
-    /// The run folder.
-    pub run: PathBuf,
-    /// Whether all stages are done; if not, the run was stopped and can be resumed.
-    pub finished: bool,
-    /// Updates done, over all stages.
-    pub step: u64,
-    /// Success tables in order.
-    pub evals: Vec<EvalTable>,
-    /// Likelihood of the held-out demonstrations, if there are any.
-    pub held_out: Option<HeldOut>,
-    /// Seconds spent in each stage, including earlier sittings.
-    pub seconds: std::collections::BTreeMap<String, f64>,
-    /// Version of the simulator.
-    pub mujoco_version: String,
-}
-
-impl Summary {
-    /// The table of this label.
-    pub fn eval(&self, label: &str) -> Option<&EvalTable> {
-        self.evals.iter().rev().find(|table| table.label == label)
-    }
-}
+pub use crate::summary::Summary;
 
 /// Starts a run in a new folder.
 ///
