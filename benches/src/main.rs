@@ -159,5 +159,8 @@ fn main() {
         );
         headline.extend(case.headline.map(|name| format!("{name} {ratio:.2}x")));
     }
-    println!("\nops: {} of PyTorch", headline.join(", "));
+    // Without the steps, or without a peer, there is nothing to sum up.
+    if peer.is_some() && !headline.is_empty() {
+        println!("\nops: {} of PyTorch", headline.join(", "));
+    }
 }

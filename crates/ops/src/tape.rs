@@ -132,15 +132,30 @@ pub(crate) fn backward(
 ) -> candle_core::Result<HashMap<TensorId, Sum>> {
     let mut sums = HashMap::new();
     pull(to, grad, &mut sums)?;
-    for Record { args, out, op } in tape.into_iter().rev() {
-        let Some(grad) = sums.remove(&out.id()) else { continue };
-        let grad = grad.into_tensor().contiguous()?;
-        let grads = op.backward(&args, &out, &grad)?;
-        drop((grad, out, op));
-        for (arg, grad) in args.iter().zip(grads) {
-            if let Some(grad) = grad
-                && arg.track_op()
-            {
+    // A tensor that candle made is complete when the first record that reads it has been used, and everything behind it
+    // was recorded before: its gradients are summed until then and go through candle's graph once.
+    let between = |arg: &Tensor| arg.track_op() && !arg.is_variable();
+    let mut first_reader = HashMap::new();
+    for (at, record) in tape.iter().enumerate() {
+        for arg in record.args.iter().filter(|arg| between(arg)) {
+            first_reader.entry(arg.id()).or_insert(at);
+        }
+    }
+    for (at, Record { args, out, op }) in tape.into_iter().enumerate().rev() {
+        if let Some(grad) = sums.remove(&out.id()) {
+            let grad = grad.into_tensor().contiguous()?;
+            let grads = op.backward(&args, &out, &grad)?;
+            drop((grad, out, op));
+            for (arg, grad) in args.iter().zip(grads) {
+                if let Some(grad) = grad
+                    && arg.track_op()
+                {
+                    add(arg.id(), grad, &mut sums)?;
+                }
+            }
+        }
+        for arg in args.iter().filter(|arg| between(arg) && first_reader[&arg.id()] == at) {
+            if let Some(grad) = sums.remove(&arg.id()) {
                 pull(arg, grad, &mut sums)?;
             }
         }
