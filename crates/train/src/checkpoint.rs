@@ -130,6 +130,9 @@ pub struct Identity {
     pub mujoco_version: String,
     /// Environment suite, for example `tabletop`.
     pub suite: String,
+    /// Settings of that suite on which results depend; null where it has none.
+    #[serde(default)]
+    pub world: Value,
     /// SHA-256 of `tokenizer.json`, hex.
     pub tokenizer_sha256: String,
     /// Normalisation of actions and proprioception.

@@ -10,6 +10,7 @@ use efference_rollout::{Purpose, VlaPolicy, seed_for};
 use crate::checkpoint::{self, Identity, sha256};
 use crate::config::TrainConfig;
 use crate::error::Error;
+use crate::world::World;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -129,12 +130,13 @@ pub fn load(policy: &VlaPolicy, path: &Path, weights: &checkpoint::Tensors) -> R
 }
 
 /// What a checkpoint of `policy` may be used with.
-pub fn identity(config: &TrainConfig, policy: &VlaPolicy) -> Identity {
+pub fn identity(config: &TrainConfig, world: Option<&dyn World>, policy: &VlaPolicy) -> Identity {
     let json = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default();
     Identity {
         model: json(serde_json::to_value(policy.net.config())),
         mujoco_version: efference_envs::mujoco_version(),
         suite: config.env.suite.clone(),
+        world: world.map(World::settings).unwrap_or_default(),
         tokenizer_sha256: sha256(efference_nets::BUILT_IN_TOKENIZER.as_bytes()),
         action_stats: serde_json::json!({
             "action": json(serde_json::to_value(&policy.action_stats)),

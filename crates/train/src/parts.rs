@@ -47,7 +47,7 @@ impl Parts {
                     .map_err(|e| Error::Setting { section: "sft.demos", source: Box::new(e) })?;
             }
         }
-        let identity = network::identity(config, &policy);
+        let identity = network::identity(config, world.as_deref(), &policy);
         Ok(Self { world, policy, identity, demos, notes })
     }
 }

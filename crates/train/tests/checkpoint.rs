@@ -17,6 +17,7 @@ fn identity() -> Identity {
         model: json!({"chunk": 8, "text": {"hidden": 96}}),
         mujoco_version: "3.3.2".into(),
         suite: "tabletop".into(),
+        world: serde_json::Value::Null,
         tokenizer_sha256: "ab".into(),
         action_stats: json!({"q01": [0.5, 1.0]}),
     }

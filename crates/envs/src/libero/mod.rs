@@ -19,6 +19,7 @@ mod observation;
 mod pack;
 mod sim;
 mod snapshot;
+mod suite;
 
 pub use env::{LiberoEnv, LiberoOptions, eval_seed, train_seed};
 pub use error::{Error, Result};
@@ -30,3 +31,4 @@ pub use observation::{LiberoObservation, ObjectObservation, axis_angle};
 pub use pack::{Pack, packs_dir};
 pub use sim::{IDLE_ACTION, IDLE_STEPS, LiberoSim, Profile, SimOptions, Step, SubstepOrder};
 pub use snapshot::LiberoSnapshot;
+pub use suite::{SUITES, Suite, suite};

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 
 pub use error::{ConfigError, Place, Problem};
 pub use sections::{
-    CheckpointConfig, CriticConfig, EncoderConfig, EnvConfig, EvalConfig, ModelConfig, OptimizerConfig,
-    PretrainConfig, RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
+    CheckpointConfig, CriticConfig, EncoderConfig, EnvConfig, EvalConfig, LiberoConfig, ModelConfig,
+    OptimizerConfig, PretrainConfig, RecordConfig, RlConfig, RunConfig, SftConfig, TrainConfig,
 };
 pub use settings::{Check, Field, Kind, Range, Section};
 
@@ -92,6 +92,11 @@ impl TrainConfig {
                 format!("\"{task}\" is listed twice"),
                 "list each task once",
             ));
+        }
+        let known = names::tasks(&self.env.suite);
+        for task in self.env.tasks.iter().filter(|task| !known.is_empty() && !known.contains(task)) {
+            let help = resolve::suggest_word(task, &known);
+            problems.push(source.problem("env.tasks", format!("there is no \"{task}\""), help));
         }
         if let Some(rl) = &self.rl {
             if rl.rehearse_demos > 0 && self.sft.is_none() {
@@ -194,7 +199,7 @@ pub fn settings_table() -> String {
             let default = if field.default.is_empty() { "{}" } else { &field.default };
             let note = match field.check {
                 Some(Check::In(range)) => format!(" ({range})").replace(' ', GLUE).replacen(GLUE, " ", 1),
-                Some(Check::OneOf(words) | Check::EachOf(words)) if !words().is_empty() => {
+                Some(Check::OneOf(words)) if !words().is_empty() => {
                     format!(" ({})", words().join(", "))
                 }
                 _ => String::new(),

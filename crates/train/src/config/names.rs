@@ -6,12 +6,27 @@ fn owned(words: &[&str]) -> Vec<String> {
 
 /// Environment suites.
 pub(super) fn suites() -> Vec<String> {
-    owned(&["tabletop", crate::world::DATASET_SUITE])
+    let libero = efference_envs::libero::SUITES.iter().map(|suite| suite.name.to_string());
+    owned(&["tabletop", crate::world::DATASET_SUITE]).into_iter().chain(libero).collect()
 }
 
-/// Tasks of the suites.
-pub(super) fn tasks() -> Vec<String> {
-    owned(&efference_envs::tabletop::Task::ids())
+/// Tasks of a suite; nothing where any name may be one.
+pub(super) fn tasks(suite: &str) -> Vec<String> {
+    match efference_envs::libero::suite(suite) {
+        Some(suite) => (0..suite.tasks).map(|task| format!("{}_{task}", suite.name)).collect(),
+        None if suite == "tabletop" => owned(&efference_envs::tabletop::Task::ids()),
+        None => Vec::new(),
+    }
+}
+
+/// Orders of the passes of a physics step.
+pub(super) fn substep_orders() -> Vec<String> {
+    owned(&["exact", "fused"])
+}
+
+/// Qualities of pictures.
+pub(super) fn profiles() -> Vec<String> {
+    owned(&["faithful", "fast"])
 }
 
 /// Named network shapes.

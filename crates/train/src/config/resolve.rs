@@ -134,16 +134,11 @@ impl Source {
             }
             _ => {}
         }
-        let words = match field.check {
-            Some(Check::OneOf(list) | Check::EachOf(list)) => list(),
-            _ => return,
-        };
-        let given = value
-            .as_str()
-            .into_iter()
-            .chain(value.as_array().into_iter().flatten().filter_map(Value::as_str));
-        for word in given.filter(|w| !words.iter().any(|known| known == w)) {
-            out.push(self.problem(here, format!("there is no \"{word}\""), suggest_word(word, &words)));
+        if let (Some(Check::OneOf(list)), Some(word)) = (field.check, value.as_str()) {
+            let words = list();
+            if !words.iter().any(|known| known == word) {
+                out.push(self.problem(here, format!("there is no \"{word}\""), suggest_word(word, &words)));
+            }
         }
     }
 

@@ -28,20 +28,37 @@ settings! {
 }
 
 settings! {
+    /// `[env.libero]`: how the suites of LIBERO are simulated and drawn.
+    pub struct LiberoConfig {
+        /// Folder of the task packs; empty takes `EFFERENCE_LIBERO`, or where `cargo xtask libero` puts them.
+        pub packs: String = String::new();
+        /// Passes of a physics step: `exact` as Python LIBERO, `fused` three times faster.
+        pub order: String = "fused".into(), Check::OneOf(names::substep_orders);
+        /// Pictures: `faithful` as LIBERO draws them, `fast` without shadows and with lighter meshes.
+        pub profile: String = "fast".into(), Check::OneOf(names::profiles);
+        /// Control steps at the beginning of an episode in which the robot waits for objects to settle.
+        pub idle_steps: usize = 10, Check::In(Range::between(0.0, 1000.0));
+    }
+}
+
+settings! {
     /// `[env]`: the world the policy acts in.
     pub struct EnvConfig {
         /// Environment suite.
         pub suite: String = "tabletop".into(), Check::OneOf(names::suites);
-        /// Tasks to train and evaluate on; empty takes all of the suite.
-        pub tasks: Vec<String> = vec![], Check::EachOf(names::tasks);
+        /// Tasks to train and evaluate on; empty takes all of the suite (tabletop: `efference demos tabletop
+        /// --help` lists them; LIBERO: `SUITE_NUMBER`, for example `libero_goal_7`).
+        pub tasks: Vec<String> = vec![];
         /// Side of the square camera images the policy sees, in pixels.
         pub image_size: usize = 64, Check::In(Range::between(16.0, 1024.0));
-        /// Episode limit in control steps (20 per second); 0 takes the suite's limit (tabletop: 80).
+        /// Episode limit in control steps (20 per second); 0 takes the suite's limit (tabletop: 80, LIBERO: 220 to 520).
         pub max_steps: usize = 0, Check::In(Range::between(0.0, 10_000.0));
-        /// Place extra objects that no instruction names.
+        /// Place extra objects that no instruction names (tabletop).
         pub distractors: bool = false;
-        /// Vary light position and strength from reset to reset.
+        /// Vary light position and strength from reset to reset (tabletop).
         pub lighting: bool = false;
+        /// The suites of LIBERO.
+        pub libero: LiberoConfig = LiberoConfig::default();
     }
 }
 

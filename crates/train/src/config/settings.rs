@@ -55,8 +55,6 @@ pub enum Check {
     In(Range),
     /// One word out of this list.
     OneOf(fn() -> Vec<String>),
-    /// A list whose every word is out of this list.
-    EachOf(fn() -> Vec<String>),
 }
 
 /// The type of a setting, as a person would say it.

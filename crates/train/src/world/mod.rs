@@ -2,6 +2,7 @@
 //!
 //! The loop knows worlds through [`World`] only. To add one: a file beside this one and a line in [`open`].
 
+mod libero;
 mod tabletop;
 
 use efference_data::Episode;
@@ -9,6 +10,7 @@ use efference_envs::{Action, Env, Observation, RgbImage};
 use efference_nets::Quantiles;
 use efference_rollout::EnvSource;
 
+pub use libero::Libero;
 pub use tabletop::Tabletop;
 
 use crate::config::EnvConfig;
@@ -63,6 +65,11 @@ pub trait World: EnvSource + Send {
     /// # Errors
     /// The simulator refused.
     fn play(&self, chunk: usize) -> Result<Option<Box<dyn PlayMaker>>>;
+
+    /// What else a policy's results depend on: a checkpoint is refused where it differs.
+    fn settings(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 }
 
 /// One labelled look.
@@ -94,6 +101,7 @@ pub trait PlayMaker: Send {
 pub fn open(config: &EnvConfig) -> Result<Option<Box<dyn World>>> {
     Ok(match config.suite.as_str() {
         DATASET_SUITE => None,
+        suite if suite.starts_with("libero") => Some(Box::new(Libero::new(config)?)),
         _ => Some(Box::new(Tabletop::new(config)?)),
     })
 }
