@@ -19,7 +19,6 @@ mod observation;
 mod pack;
 mod sim;
 mod snapshot;
-mod suite;
 
 pub use env::{LiberoEnv, LiberoOptions, eval_seed, train_seed};
 pub use error::{Error, Result};
@@ -31,4 +30,3 @@ pub use observation::{LiberoObservation, ObjectObservation, axis_angle};
 pub use pack::{Pack, packs_dir};
 pub use sim::{IDLE_ACTION, IDLE_STEPS, LiberoSim, Profile, SimOptions, Step, SubstepOrder};
 pub use snapshot::LiberoSnapshot;
-pub use suite::{SUITES, Suite, suite};
