@@ -98,7 +98,8 @@ mod tests {
         ] {
             assert_eq!(angle(word), Some(value), "{word}");
         }
-        for word in ["", "pi pi", "2pi", "pi/", "*2", "1/0", "inf", "nan", "tau", "1e", "1..2", "--", "9e999"] {
+        for word in ["", "pi pi", "2pi", "pi/", "*2", "1/0", "inf", "nan", "tau", "1e", "1..2", "--", "9e999"]
+        {
             assert_eq!(angle(word), None, "{word}");
         }
     }

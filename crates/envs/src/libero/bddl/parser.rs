@@ -210,7 +210,11 @@ fn region(node: &Node) -> Result<Region> {
         }
     }
     let Some(target) = target else {
-        return Err(Wrong::new(parts.end, format!("a `(:target ..)` in the region {}", quoted(&name)), "`)`"));
+        return Err(Wrong::new(
+            parts.end,
+            format!("a `(:target ..)` in the region {}", quoted(&name)),
+            "`)`",
+        ));
     };
     Ok(Region { name, target, ranges, yaw, rgba })
 }
