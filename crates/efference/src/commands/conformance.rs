@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use efference_objectives::conformance::{CaseResult, Numbers, Verdict, run_with};
+use efference_objectives::conformance::{CaseResult, Numbers, Question, Verdict, run_with};
 use serde_json::json;
 
 use crate::errors::{Failure, Result};
@@ -43,9 +43,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 /// The parts of papers that live outside `objectives`.
-fn elsewhere(id: &str, function: &str, inputs: &Numbers) -> Option<std::result::Result<Numbers, String>> {
-    match id {
-        "model_vla" => efference_nets::conformance::replay(function, inputs),
+fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    match question.id {
+        "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
+        "eval_libero" => libero_tasks(question),
         _ => None,
     }
 }
