@@ -14,8 +14,6 @@ use crate::{
 };
 use std::{fs, path::PathBuf};
 
-
-
 const USAGE: &str = "\
 cargo xtask libero [--suite NAME]... [--task N]... [--variant faithful|fast|physics]... [--jobs N] [--list]
 

@@ -1,21 +1,23 @@
 //! The words that settings may hold, asked from the crates that own them.
 
+use efference_envs::libero::suite::Suite;
+
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_string()).collect()
 }
 
 /// Environment suites.
 pub(super) fn suites() -> Vec<String> {
-    let libero = efference_envs::libero::SUITES.iter().map(|suite| suite.name.to_string());
+    let libero = Suite::standard().chain(Suite::pro()).map(|suite| suite.to_string());
     owned(&["tabletop", crate::world::DATASET_SUITE]).into_iter().chain(libero).collect()
 }
 
 /// Tasks of a suite; nothing where any name may be one.
 pub(super) fn tasks(suite: &str) -> Vec<String> {
-    match efference_envs::libero::suite(suite) {
-        Some(suite) => (0..suite.tasks).map(|task| format!("{}_{task}", suite.name)).collect(),
-        None if suite == "tabletop" => owned(&efference_envs::tabletop::Task::ids()),
-        None => Vec::new(),
+    match suite.parse::<Suite>() {
+        Ok(suite) => (0..suite.len()).map(|task| format!("{suite}_{task}")).collect(),
+        Err(_) if suite == "tabletop" => owned(&efference_envs::tabletop::Task::ids()),
+        Err(_) => Vec::new(),
     }
 }
 

@@ -3,6 +3,8 @@
 //! [`episode_record`] replays a trajectory for the recording, [`strip`] makes a row of frames from it, [`report`]
 //! gathers a run for its page. Nothing here draws or writes: that is `efference_viz`.
 
+use efference_envs::libero::suite::{Suite, language};
+
 pub mod episode;
 pub mod report;
 
@@ -60,7 +62,14 @@ impl From<efference_viz::Error> for Error {
 /// Results of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A task id as people read it, the same in recording and report: `pick_red_cube` is "pick red cube".
+/// A task id as people read it, the same in recording and report: `pick_red_cube` is "pick red cube", `libero_goal_7` is
+/// "goal 7: turn on the stove".
 pub fn task_title(id: &str) -> String {
-    id.replace('_', " ")
+    let libero = id.rsplit_once('_').and_then(|(suite, task)| {
+        let (suite, task): (Suite, usize) = (suite.parse().ok()?, task.parse().ok()?);
+        let name = suite.to_string();
+        let short = name.strip_prefix("libero_").unwrap_or(&name).to_owned();
+        Some(format!("{short} {task}: {}", language(suite.task(task)?)))
+    });
+    libero.unwrap_or_else(|| id.replace('_', " "))
 }

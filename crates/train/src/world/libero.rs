@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use efference_data::Episode;
 use efference_envs::Env;
+use efference_envs::libero::suite::{Base, Suite};
 use efference_envs::libero::{self, LiberoEnv, LiberoOptions, Pack, Profile, SubstepOrder};
 use efference_nets::Quantiles;
 use efference_rollout::EnvSource;
@@ -32,16 +33,14 @@ impl Libero {
     /// # Errors
     /// [`Error::Setting`] for an unknown task or settings out of range, and for packs that are missing or damaged.
     pub fn new(config: &EnvConfig) -> Result<Self> {
-        let suite = libero::suite(&config.suite).ok_or_else(|| Error::Setting {
-            section: "env.suite",
-            source: format!("there is no suite `{}`", config.suite).into(),
-        })?;
+        let suite: Suite =
+            config.suite.parse().map_err(|e| Error::Setting { section: "env.suite", source: Box::new(e) })?;
         let settings = &config.libero;
         let options = LiberoOptions {
             order: if settings.order == "exact" { SubstepOrder::Exact } else { SubstepOrder::Fused },
             profile: if settings.profile == "faithful" { Profile::Faithful } else { Profile::Fast },
             image_size: config.image_size,
-            max_steps: if config.max_steps == 0 { suite.max_steps } else { config.max_steps },
+            max_steps: if config.max_steps == 0 { suite.max_steps() } else { config.max_steps },
             idle_steps: settings.idle_steps,
             mirror: true,
         };
@@ -50,14 +49,14 @@ impl Libero {
             folder => PathBuf::from(folder),
         };
         let places: Vec<usize> = match config.tasks.as_slice() {
-            [] => (0..suite.tasks).collect(),
+            [] => (0..suite.len()).collect(),
             ids => ids.iter().map(|id| place_of(id, suite)).collect::<Result<_>>()?,
         };
         let packs: Vec<Arc<Pack>> =
             places.into_iter().map(|task| open(&root, &config.suite, task)).collect::<Result<_>>()?;
         let ids = packs.iter().map(|pack| pack.id()).collect();
         let cameras = CAMERAS.map(String::from).to_vec();
-        Ok(Self { options, cameras, packs, ids, range: range(&proprio_range(&config.suite)) })
+        Ok(Self { options, cameras, packs, ids, range: range(&proprio_range(suite)) })
     }
 
     fn pack(&self, task: &str) -> efference_envs::Result<&Arc<Pack>> {
@@ -138,10 +137,10 @@ impl World for Libero {
 }
 
 /// Where the task of an id, for example `libero_goal_7`, stands in its suite.
-fn place_of(id: &str, suite: &libero::Suite) -> Result<usize> {
-    let number = id.strip_prefix(suite.name).and_then(|rest| rest.strip_prefix('_'));
-    number.and_then(|n| n.parse().ok()).filter(|&task| task < suite.tasks).ok_or_else(|| {
-        let (name, last) = (suite.name, suite.tasks - 1);
+fn place_of(id: &str, suite: Suite) -> Result<usize> {
+    let number = id.strip_prefix(&suite.to_string()).and_then(|rest| rest.strip_prefix('_'));
+    number.and_then(|n| n.parse().ok()).filter(|&task| task < suite.len()).ok_or_else(|| {
+        let (name, last) = (suite, suite.len() - 1);
         let why = format!("there is no task `{id}`: {name} has `{name}_0` to `{name}_{last}`");
         Error::Setting { section: "env.tasks", source: why.into() }
     })
@@ -156,13 +155,11 @@ fn open(root: &Path, suite: &str, task: usize) -> Result<Arc<Pack>> {
 /// Range of each proprioception number, with a margin: gripper position (metres), axis-angle (radians, not flipped to the
 /// nearer of two equal rotations), finger positions (metres). Fixed per suite. The floor scenes of Object stand a table's
 /// height lower than those of Spatial and Goal; Long and 90 have both.
-fn proprio_range(suite: &str) -> [[f64; 2]; 8] {
-    let height = if suite.starts_with("libero_object") {
-        [0.0, 0.6]
-    } else if suite.starts_with("libero_spatial") || suite.starts_with("libero_goal") {
-        [0.85, 1.45]
-    } else {
-        [0.0, 1.45]
+fn proprio_range(suite: Suite) -> [[f64; 2]; 8] {
+    let height = match suite.base {
+        Base::Object => [0.0, 0.6],
+        Base::Spatial | Base::Goal => [0.85, 1.45],
+        Base::Long | Base::Ninety => [0.0, 1.45],
     };
     let turn = [-3.5, 3.5];
     [[-0.7, 0.35], [-0.5, 0.5], height, [0.0, 6.3], turn, turn, [0.0, 0.042], [-0.042, 0.0]]
