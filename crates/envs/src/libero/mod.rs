@@ -18,6 +18,7 @@ mod meta;
 mod npy;
 mod observation;
 mod pack;
+pub mod perturb;
 mod sim;
 mod snapshot;
 pub mod suite;
