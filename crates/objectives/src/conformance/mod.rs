@@ -10,8 +10,8 @@ mod verl_loss;
 
 use std::path::{Path, PathBuf};
 
-pub use case::{Numbers, Question, in_numbers};
 use case::{Case, Failure, File};
+pub use case::{Numbers, Question, in_numbers};
 
 use crate::papers::for_each_paper;
 
