@@ -26,44 +26,46 @@ def action(step):
 class Bench:
     def __init__(self, side):
         self.side = side
-        self.key, self.env, self.states = None, None, None
+        # Of one task: without and with pictures.
+        self.task, self.envs, self.states = None, {}, None
 
     def make(self, suite, task, pictures):
-        key = (suite, task, pictures)
-        if self.key == key:
-            return
         from libero.libero import benchmark, get_libero_path
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        if self.env is not None:
-            self.env.close()
         tasks = benchmark.get_benchmark(suite)()
-        about = tasks.get_task(task)
-        bddl = os.path.join(get_libero_path("bddl_files"), about.problem_folder, about.bddl_file)
-        looks = dict(camera_heights=self.side, camera_widths=self.side)
-        if not pictures:
-            looks = dict(has_offscreen_renderer=False, use_camera_obs=False)
-        self.env = ControlEnv(bddl_file_name=bddl, **looks)
-        self.env.seed(0)
-        if pictures:
-            self.env.reset()
-        self.states = tasks.get_task_init_states(task)
-        self.key = key
+        if self.task != (suite, task):
+            for env in self.envs.values():
+                env.close()
+            self.envs = {}
+            self.states = tasks.get_task_init_states(task)
+            self.task = (suite, task)
+        if pictures not in self.envs:
+            about = tasks.get_task(task)
+            bddl = os.path.join(get_libero_path("bddl_files"), about.problem_folder, about.bddl_file)
+            looks = dict(camera_heights=self.side, camera_widths=self.side)
+            if not pictures:
+                looks = dict(has_offscreen_renderer=False, use_camera_obs=False)
+            env = ControlEnv(bddl_file_name=bddl, **looks)
+            env.seed(0)
+            env.reset()
+            self.envs[pictures] = env
+        return self.envs[pictures]
 
     def run(self, order):
-        self.make(order["suite"], order["task"], order["pictures"])
+        env = self.make(order["suite"], order["task"], order["pictures"])
         start = time.perf_counter()
         if not order["pictures"]:
-            self.env.reset()
-        self.env.set_init_state(self.states[order["state"]])
+            env.reset()
+        env.set_init_state(self.states[order["state"]])
         reset = time.perf_counter() - start
         # Restoring a state does not restart the count of steps.
-        self.env.env.timestep = 0
+        env.env.timestep = 0
         for _ in range(order["idle"]):
-            self.env.step([0.0] * 6 + [-1.0])
+            env.step([0.0] * 6 + [-1.0])
         start = time.perf_counter()
         for step in range(order["steps"]):
-            obs, _, _, _ = self.env.step(action(step))
+            obs, _, _, _ = env.step(action(step))
         seconds = time.perf_counter() - start
         if order["pictures"]:
             assert obs["agentview_image"].shape == (self.side, self.side, 3)

@@ -14,8 +14,6 @@ use crate::{
 };
 use std::{fs, path::PathBuf};
 
-
-
 const USAGE: &str = "\
 cargo xtask libero [--suite NAME]... [--task N]... [--variant faithful|fast|physics]... [--jobs N] [--list]
 
@@ -76,6 +74,11 @@ pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
     workers::export(paths, &python, &export, &packs, plan.orders, options.jobs)?;
     println!("{} task packs: {}", plan.wanted, packs.display());
     Ok(())
+}
+
+/// The interpreter of an environment that has Python LIBERO, made at the first call.
+pub fn python(paths: &Paths) -> Result<PathBuf> {
+    venv::python(paths, false)
 }
 
 /// Where packs go: the folder that `EFFERENCE_LIBERO` names, else `<target>/libero/packs`.
