@@ -76,7 +76,7 @@ fn beside_python_libero(paths: &Paths, rest: &[String]) -> Result<()> {
         libero::run(paths, &["--suite", suite, "--task", number].map(str::to_owned))?;
     }
     let mut cargo = process::cargo(&paths.root);
-    cargo.args(["run", "--release", "--package", "efference-benches", "--bin", "bench-libero", "--"]);
+    cargo.args(["run", "--release", "--package", "efference-bench-libero", "--bin", "bench-libero", "--"]);
     cargo.arg("--peer").arg(libero::python(paths)?).arg("--packs").arg(libero::packs_dir(paths));
     for task in &tasks {
         cargo.arg("--task").arg(task);

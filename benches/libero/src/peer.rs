@@ -43,7 +43,7 @@ pub struct Peer {
 
 impl Peer {
     pub fn start(python: &str, side: usize) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/libero_python.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peers/libero_python.py");
         let mut child = Command::new(python)
             .arg(script)
             .arg(side.to_string())
