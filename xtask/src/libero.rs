@@ -76,6 +76,11 @@ pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// The interpreter of an environment that has Python LIBERO, made at the first call.
+pub fn python(paths: &Paths) -> Result<PathBuf> {
+    venv::python(paths, false)
+}
+
 /// Where packs go: the folder that `EFFERENCE_LIBERO` names, else `<target>/libero/packs`.
 pub fn packs_dir(paths: &Paths) -> PathBuf {
     let named = std::env::var_os("EFFERENCE_LIBERO").filter(|value| !value.is_empty());

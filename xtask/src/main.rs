@@ -32,6 +32,7 @@ cargo xtask TASK
   gpu [ARG]         on a machine with an NVIDIA GPU: check the CUDA backend against the CPU, time it beside PyTorch, write
                     docs/performance.md; --build only makes the program, to carry it to such a machine
   bench ops [ARG]   operations and training steps beside PyTorch, which it fetches (5 GB); --alone without
+  bench libero      LIBERO's control steps and resets beside Python LIBERO, which it fetches (1 GB)
   ci                what CI runs: formatting, lints, documentation, test
 
 EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).

@@ -207,7 +207,7 @@ fn errors_say_where_and_what_was_expected() {
         ("(:regions (r (:target t) (:ranges ((0 0 1 nan)))))", "line 2, column 43: expected four numbers"),
         (
             "(:regions (r (:rgba (0 0 1 0))))",
-            "line 2, column 32: expected a `(:target ..)` in the region `r`",
+            "line 2, column 31: expected a `(:target ..)` in the region `r`",
         ),
         ("(:regions (r (:target t) (:yaw_rotation ((0 tau)))))", "line 2, column 45: expected two angles"),
         (

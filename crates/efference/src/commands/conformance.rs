@@ -1,5 +1,7 @@
 //! `efference conformance`: replays reference vectors made with the authors' own code.
 
+mod libero_tasks;
+
 use std::path::PathBuf;
 
 use efference_objectives::conformance::{CaseResult, Numbers, Question, Verdict, run_with};
@@ -46,9 +48,15 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     match question.id {
         "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
-        "eval_libero" => libero_tasks(question),
+        "eval_libero" => libero_tasks::replay(question).or_else(|| libero_simulation(question)),
         _ => None,
     }
+}
+
+/// Predicates, goals and the scaling of actions.
+fn libero_simulation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    let params = json!(question.params);
+    efference_envs::libero::conformance::function(question.function, &params, &question.numbers())
 }
 
 fn tell(result: &CaseResult, verbose: bool, ui: &Ui) {

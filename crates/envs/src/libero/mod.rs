@@ -10,14 +10,20 @@
 //! usual evaluators give to a policy is the upright one mirrored left to right.
 
 pub mod bddl;
+mod clock;
 mod compiled;
+pub mod conformance;
 mod controller;
 mod env;
 mod error;
+mod facts;
+mod look;
 mod meta;
 mod npy;
 mod observation;
 mod pack;
+pub mod perturb;
+pub mod predicates;
 mod sim;
 mod snapshot;
 pub mod suite;
