@@ -48,7 +48,13 @@ fn pictures_are_those_of_python_libero() {
             let picture = sim.render(camera).unwrap();
             for (kind, bound) in [("sample", 1.5), ("full", 3.0)] {
                 let expected = recorded(&format!("libero_goal_7_{when}_{camera}_{kind}.png"));
-                table.push((when.to_owned(), camera, kind, mean_difference(picture.as_raw(), &expected), bound));
+                table.push((
+                    when.to_owned(),
+                    camera,
+                    kind,
+                    mean_difference(picture.as_raw(), &expected),
+                    bound,
+                ));
             }
         }
     };
