@@ -44,7 +44,7 @@ fn check(recordings: Vec<Recording>, options: RecordingOptions) -> Vec<Episode> 
             }
             let off = episode.actions[t].iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < 1e-6, "step {t}: {:?}, wanted {wanted:?}", episode.actions[t]);
-            for (camera, blue) in [("agentview", 0), ("robot0_eye_in_hand", 100)] {
+            for (camera, blue) in [("agentview", 0), ("wrist", 100)] {
                 let picture = &episode.cameras[camera][t];
                 assert_eq!(picture.dimensions(), (8, 6));
                 // Top row first, mirrored: what evaluators show to policies.

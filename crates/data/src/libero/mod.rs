@@ -21,8 +21,8 @@ use crate::robomimic::{ImportError, Result};
 pub use hdf5::LiberoFile;
 pub use lerobot::LeRobotSet;
 
-/// The benchmark's cameras, as the simulator names them: over the table, in the hand.
-pub const CAMERAS: [&str; 2] = ["agentview", "robot0_eye_in_hand"];
+/// Our names of the two cameras: over the table, in the hand (the simulator's `robot0_eye_in_hand`).
+pub const CAMERAS: [&str; 2] = ["agentview", "wrist"];
 
 /// A translation and rotation command shorter than this moves nothing (the threshold of the public "no no-op" sets).
 const IDLE_NORM: f64 = 1e-4;
