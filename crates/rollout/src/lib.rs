@@ -12,7 +12,7 @@ pub mod seeds;
 pub mod trajectory;
 
 pub use collect::{CollectOptions, Collector, EnvSource};
-pub use demonstrate::demonstrate;
+pub use demonstrate::{demonstrate, play};
 pub use error::{Error, Result};
 pub use noise::Noise;
 pub use policy::{Look, VlaPolicy};
