@@ -14,6 +14,7 @@ mod compiled;
 pub mod conformance;
 mod controller;
 mod env;
+pub mod expert;
 mod error;
 mod facts;
 mod look;

@@ -113,6 +113,7 @@ impl Expert {
         let mut success = false;
         for (i, plan) in plans.iter().enumerate() {
             let limit = self.options.budget * (i + 1) / plans.len();
+            trial.cut(0, 0);
             success = self.solve(&mut trial, plan, 0, limit)?;
             if success || i + 1 == plans.len() {
                 break;
@@ -166,7 +167,9 @@ impl Expert {
             let last = at + 1 == plan.len();
             let worked = trial.run(stage, &mut script, last)?;
             if std::env::var_os("EXPERT_DEBUG").is_some() {
-                eprintln!("{at} {name} {way}: {worked} {}", trial.labels.len() - length);
+                let hand = trial.sim.eef_pose().position_m;
+                let thing = match stage { Stage::Pick(o) | Stage::PutAside(o) | Stage::Place { object: o, .. } => Some(trial.sim.object_pose(o)?.position_m), _ => None };
+                eprintln!("{at} {} {way}: {worked} {} hand {hand:.3?} thing {thing:.3?}", &name[..name.len().min(30)], trial.labels.len() - length);
             }
             script.rewind();
             trial.chosen.push((name.clone(), way, script));
@@ -217,7 +220,8 @@ impl Trial<'_> {
             }
         }
         Ok(match stage {
-            Stage::Pick(object) => height(self.sim, object)? > low + 0.05,
+            // A plate hangs down from its rim: its middle rises less than the hand.
+            Stage::Pick(object) => height(self.sim, object)? > low + 0.025,
             Stage::Place { fact, .. } => self.sim.predicate(fact)?,
             Stage::Open(place) => self.sim.predicate(&["open".into(), place.clone()])?,
             Stage::Close(place) => self.sim.predicate(&["close".into(), place.clone()])?,

@@ -30,7 +30,7 @@ pub(super) fn ways(sim: &LiberoSim, stage: &Stage, next: Option<&Stage>, jitter:
     match stage {
         Stage::Pick(object) => pick(sim, object, next, jitter),
         Stage::Place { object, fact } => place(sim, object, fact),
-        Stage::PutAside(object) => put_aside(sim, object),
+        Stage::PutAside(object) => put_aside(sim, object, next),
         Stage::Open(what) => slide(sim, what, true),
         Stage::Close(what) => slide(sim, what, false),
         Stage::Turn { fixture, on } => knob(sim, fixture, *on),
@@ -85,11 +85,21 @@ fn grasps(sim: &LiberoSim, object: &str) -> Result<Vec<Grasp>> {
             chosen.push(yaw);
         }
     }
-    for depth in [0.030, 0.040, 0.022, 0.055] {
+    // Low things leave no choice of depth: other gaps to the floor, and beside the middle, where a neighbour or the
+    // hand's own fingers leave room.
+    let flat = extent.height() < 0.05;
+    let depths: &[(f64, f64)] = if flat {
+        &[(0.030, 0.0), (0.032, 0.0), (0.030, 0.015), (0.030, -0.015), (0.034, 0.0), (0.028, 0.0)]
+    } else {
+        &[(0.030, 0.0), (0.040, 0.0), (0.022, 0.0), (0.055, 0.0)]
+    };
+    for &(depth, along) in depths {
         for &yaw in &chosen {
-            let z = (extent.high - depth).max(extent.low + FLOOR_GAP) - extent.root.z;
-            let offset = Vector3::new(middle.x, middle.y, z);
-            grasps.push(Grasp { name: format!("around {:.0} depth {depth}", yaw.to_degrees()), offset, yaw });
+            let gap = if flat { FLOOR_GAP + 0.030 - depth } else { FLOOR_GAP };
+            let z = (extent.high - depth).max(extent.low + gap) - extent.root.z;
+            let offset = Vector3::new(middle.x + along * yaw.cos(), middle.y + along * yaw.sin(), z);
+            let name = format!("around {:.0} depth {depth} along {along}", yaw.to_degrees());
+            grasps.push(Grasp { name, offset, yaw });
         }
     }
     Ok(grasps)
@@ -109,7 +119,7 @@ fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, jitter: [f64; 2]) -
             moves: vec![
                 Move::transit(of(above), rotation, OPEN),
                 Move { within: Some((0.010, 0.08)), ..Move::exact(of(near), rotation, OPEN) }.slow(speed),
-                Move::exact(of(grasp.offset), rotation, OPEN).slow(0.7),
+                Move { within: Some((0.004, 0.06)), ..Move::exact(of(grasp.offset), rotation, OPEN) }.slow(0.7),
                 Move::hold(rotation, CLOSE, GRASP_STEPS),
                 Move::transit(Target::Shift(Vector3::z() * rise), rotation, CLOSE),
             ],
@@ -224,69 +234,100 @@ fn lean(object: &str, hand: &Hand, goal: Vector3<f64>, turn: Rotation3<f64>, siz
     ways
 }
 
-/// Free places on the table, near the arm first.
-fn put_aside(sim: &LiberoSim, object: &str) -> Result<Vec<Way>> {
+/// Free places on the table, near here, and not where a drawer comes out and the hand that pulls it.
+fn put_aside(sim: &LiberoSim, object: &str, next: Option<&Stage>) -> Result<Vec<Way>> {
     let extent = Extent::of(sim, object)?;
     let hand = Hand::of(sim);
+    let drawer = match next {
+        Some(Stage::Open(what)) => handle(sim, what)?,
+        _ => None,
+    };
     let lowest = surface(sim, Vector2::new(1e3, 1e3), object, f64::INFINITY)?;
     let mut places: Vec<(f64, Vector2<f64>)> = Vec::new();
-    for x in -4..=3 {
-        for y in -5..=5 {
-            let at = Vector2::new(f64::from(x) * 0.05, f64::from(y) * 0.06);
-            let free = clearance(sim, at, object)?;
-            // Far from everything, not far from here.
-            if free > 0.10 {
-                places.push((free.min(0.22) - 0.3 * (at - extent.root.xy()).norm(), at));
+    for x in -8..=6 {
+        for y in -10..=10 {
+            let at = Vector2::new(f64::from(x) * 0.03, f64::from(y) * 0.03);
+            let in_the_way = drawer.as_ref().is_some_and(|h| {
+                let from = at - h.bar.xy();
+                let (ahead, beside) = (from.dot(&h.out.xy()), from.perp(&h.out.xy()).abs());
+                beside < 0.16 && (-0.1..0.35).contains(&ahead)
+            });
+            if !in_the_way && clearance(sim, at, object)? > 0.075 {
+                places.push(((at - extent.root.xy()).norm(), at));
             }
         }
     }
-    places.sort_by(|a, b| b.0.total_cmp(&a.0));
+    places.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Not six neighbours of one place.
+    let mut chosen: Vec<Vector2<f64>> = Vec::new();
+    for (_, at) in places {
+        if chosen.len() < 6 && chosen.iter().all(|other| (other - at).norm() > 0.07) {
+            chosen.push(at);
+        }
+    }
     let rotation = hand.rotation;
-    Ok(places
-        .into_iter()
-        .take(6)
-        .map(|(_, xy)| {
-            let z = lowest + (extent.root.z - extent.low) + 0.010;
-            let goal = Vector3::new(xy.x, xy.y, z);
-            Way {
-                name: format!("aside at {:.2} {:.2}", xy.x, xy.y),
-                moves: vec![
-                    Move::transit(Target::Over { object: object.into(), xy, z: hand.position.z }, rotation, CLOSE),
-                    Move::exact(Target::Carry { object: object.into(), goal }, rotation, CLOSE),
-                    Move::hold(rotation, OPEN, RELEASE_STEPS),
-                    Move::transit(Target::Shift(Vector3::z() * 0.12), rotation, OPEN),
-                ],
-            }
-        })
-        .collect())
+    let way = |xy: Vector2<f64>| {
+        let goal = Vector3::new(xy.x, xy.y, lowest + (extent.root.z - extent.low) + 0.010);
+        let over = Target::Over { object: object.into(), xy, z: hand.position.z };
+        Way {
+            name: format!("aside at {:.2} {:.2}", xy.x, xy.y),
+            moves: vec![
+                Move::transit(over, rotation, CLOSE),
+                Move::exact(Target::Carry { object: object.into(), goal }, rotation, CLOSE),
+                Move::hold(rotation, OPEN, RELEASE_STEPS),
+                Move::transit(Target::Shift(Vector3::z() * 0.12), rotation, OPEN),
+            ],
+        }
+    };
+    Ok(chosen.into_iter().map(way).collect())
+}
+
+/// The handle of a drawer or door.
+struct Handle {
+    bar: Vector3<f64>,
+    /// The way that the drawer opens.
+    out: Vector3<f64>,
+    /// Along the bar.
+    side: Vector3<f64>,
+}
+
+fn handle(sim: &LiberoSim, what: &str) -> Result<Option<Handle>> {
+    let pack = &sim.pack().meta;
+    let (body, parent) = match pack.sites.get(what) {
+        Some(site) => (site.body_id, site.parent.as_deref().unwrap_or(what)),
+        None => (meta(sim, what)?.joints.first().map_or(0, |joint| sim.model().joint_body(joint.id)), what),
+    };
+    // Cabinets open along -y of their own frame.
+    let turn = rotation_of(sim.object_pose(parent)?.quat_wxyz);
+    let out = turn * -Vector3::y();
+    let geoms = meta(sim, parent)?.contact_geom_ids.iter().copied();
+    let bar = geoms
+        .filter(|&geom| sim.model().geom_body(geom) == body)
+        .map(|geom| shape(sim, geom).centre)
+        .max_by(|a, b| a.dot(&out).total_cmp(&b.dot(&out)));
+    Ok(bar.map(|bar| Handle { bar, out, side: turn * Vector3::x() }))
 }
 
 /// Pulls a drawer open by its handle, or pushes it shut.
 fn slide(sim: &LiberoSim, what: &str, open: bool) -> Result<Vec<Way>> {
-    let pack = &sim.pack().meta;
-    let (body_id, parent) = match pack.sites.get(what) {
-        Some(site) => (site.body_id, site.parent.clone().unwrap_or_else(|| what.to_owned())),
-        None => (meta(sim, what)?.joints.first().map_or(0, |joint| sim.model().joint_body(joint.id)), what.to_owned()),
-    };
-    // Cabinets open along -y of their own frame.
-    let turn = rotation_of(sim.object_pose(&parent)?.quat_wxyz);
-    let out = turn * -Vector3::y();
-    let geoms = meta(sim, &parent)?.contact_geom_ids.iter().copied();
-    let handle = geoms
-        .filter(|&geom| sim.model().geom_body(geom) == body_id)
-        .map(|geom| shape(sim, geom).centre)
-        .max_by(|a, b| a.dot(&out).total_cmp(&b.dot(&out)));
-    let Some(handle) = handle else { return Ok(Vec::new()) };
+    let Some(Handle { bar: handle, out, side }) = handle(sim, what)? else { return Ok(Vec::new()) };
+    let hand = Hand::of(sim);
     let mut ways = Vec::new();
     for tilt in [1.2, 1.0, 1.4, 0.8, 1.57] {
         for aside in [0.0, 0.02, -0.02] {
             let rotation = tilted(-out, tilt);
             let ahead = rotation * Vector3::z();
-            let bar = handle + turn * Vector3::x() * aside;
+            let bar = handle + side * aside;
+            // Up first, where the hand would sweep what stands on the table.
+            let rise = (bar.z + 0.12 - hand.position.z).max(0.0);
             let moves = if open {
                 vec![
-                    Move::transit(Target::At(bar - ahead * 0.20 + Vector3::z() * 0.04), rotation, OPEN),
-                    Move::exact(Target::At(bar - ahead * 0.10), rotation, OPEN),
+                    Move {
+                        within: Some((0.03, 9.0)),
+                        ..Move::transit(Target::Shift(Vector3::z() * rise), rotation, OPEN)
+                    },
+                    Move::transit(Target::At(bar - ahead * 0.16 + Vector3::z() * 0.04), rotation, OPEN),
+                    Move::exact(Target::At(bar - ahead * 0.08), rotation, OPEN),
                     Move::exact(Target::At(bar), rotation, OPEN).slow(0.7),
                     Move::hold(rotation, CLOSE, GRASP_STEPS),
                     Move {
