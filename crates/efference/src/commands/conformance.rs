@@ -4,6 +4,7 @@ mod libero_tasks;
 
 use std::path::PathBuf;
 
+use efference_envs::libero::conformance as libero;
 use efference_objectives::conformance::{CaseResult, Numbers, Question, Verdict, run_with};
 use serde_json::json;
 
@@ -13,7 +14,8 @@ use crate::ui::Ui;
 /// Replay reference vectors and print what differs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Values and gradients of each case are compared: |got - expected| <= tolerance * max(1, |expected|). Cases of functions \
+A folder of recordings of Python LIBERO (`VERSION/*.json` beside their packs), or one such recording, is replayed \
+in the simulator; those of another MuJoCo version are skipped. Otherwise values and gradients of each case are compared: |got - expected| <= tolerance * max(1, |expected|). Cases of functions \
 that are not there yet are skipped and counted. The last line is `N passed, M failed`, with `, K skipped` where there \
 are any; the exit code is 1 if a case failed or none was replayed.")]
 pub(crate) struct Args {
@@ -26,7 +28,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let results = run_with(&args.path, &elsewhere)?;
+    let results = if libero::is_recording(&args.path) {
+        libero::run(&args.path).map_err(efference_envs::Error::from)?.into_iter().map(recorded).collect()
+    } else {
+        run_with(&args.path, &elsewhere)?
+    };
     for result in &results {
         tell(result, args.verbose, ui);
     }
@@ -44,6 +50,17 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
 }
 
+/// A replay of Python LIBERO, told like a case of a paper.
+fn recorded(result: libero::CaseResult) -> CaseResult {
+    let libero::CaseResult { file, case, verdict } = result;
+    let verdict = match verdict {
+        libero::Verdict::Passed { worst } => Verdict::Passed { worst },
+        libero::Verdict::Failed { reason } => Verdict::Failed { reason },
+        libero::Verdict::Skipped { reason } => Verdict::Skipped { reason },
+    };
+    CaseResult { id: file, case, verdict }
+}
+
 /// The parts of papers that live outside `objectives`.
 fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     match question.id {
@@ -56,7 +73,7 @@ fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>
 /// Predicates, goals and the scaling of actions.
 fn libero_simulation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     let params = json!(question.params);
-    efference_envs::libero::conformance::function(question.function, &params, &question.numbers())
+    libero::function(question.function, &params, &question.numbers())
 }
 
 fn tell(result: &CaseResult, verbose: bool, ui: &Ui) {
