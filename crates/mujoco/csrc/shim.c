@@ -501,9 +501,10 @@ static void geom_ids(const mjvScene* scene, const unsigned char* rgb, int* ids, 
 // Reflecting surfaces of which mirror images are looked after; scenes with more are drawn whole.
 enum { MAX_MIRRORS = 64 };
 
-// A plane that MuJoCo draws mirror images in.
+// A plane that MuJoCo draws mirror images in, and where it is: mirror images are seen through the surface only.
 typedef struct {
   float point[3], normal[3];
+  float centre[3], radius;  // radius 0: without bounds
 } mirror;
 
 // The pyramid that a picture shows: four inward normals, through the camera.
@@ -539,6 +540,17 @@ static int reaches_into(const pyramid* p, const float centre[3], float radius) {
   return 1;
 }
 
+// Whether the eye sees some of one ball through another, which stands for a surface somewhere inside it.
+static int seen_through(const float eye[3], const float window[3], float window_radius, const float ball[3], float radius) {
+  const float to_window[3] = {window[0] - eye[0], window[1] - eye[1], window[2] - eye[2]};
+  const float to_ball[3] = {ball[0] - eye[0], ball[1] - eye[1], ball[2] - eye[2]};
+  const float window_distance = sqrtf(dot(to_window, to_window)), distance = sqrtf(dot(to_ball, to_ball));
+  if (window_distance <= window_radius || distance <= radius) return 1;
+  const float cosine = dot(to_window, to_ball) / (window_distance * distance);
+  const float between = acosf(cosine > 1 ? 1 : cosine < -1 ? -1 : cosine);
+  return between <= asinf(window_radius / window_distance) + asinf(radius / distance) + 1e-3f;
+}
+
 // Leaves out the geoms whose bounding spheres are outside the picture, and whose mirror images are. MuJoCo itself draws
 // everything; a hand camera sees little of the arm, which has most of the triangles. The picture is the same to the last
 // bit. With shadows what is not seen may still darken what is, so then nothing is left out.
@@ -555,12 +567,17 @@ static void leave_out_unseen(const mjModel* m, mjvScene* scene, float aspect) {
     const mjvGeom* g = scene->geoms + i;
     if (g->reflectance <= 0 || (g->type != mjGEOM_PLANE && g->type != mjGEOM_BOX)) continue;
     if (count == MAX_MIRRORS) return;
+    mirror* to = mirrors + count;
     // The surface whose outward normal is the geom's z axis.
     for (int k = 0; k < 3; k++) {
-      mirrors[count].normal[k] = g->mat[3 * k + 2];
-      mirrors[count].point[k] = g->pos[k] + (g->type == mjGEOM_BOX ? g->size[2] * g->mat[3 * k + 2] : 0);
+      to->normal[k] = g->mat[3 * k + 2];
+      to->point[k] = g->pos[k] + (g->type == mjGEOM_BOX ? g->size[2] * g->mat[3 * k + 2] : 0);
+      to->centre[k] = g->pos[k];
     }
-    count++;
+    const float* half = g->size;
+    to->radius = g->type == mjGEOM_BOX ? sqrtf(dot(half, half)) * 1.001f + 1e-4f : 0;
+    // One that is out of the picture shows nothing.
+    if (to->radius == 0 || reaches_into(&view, to->centre, to->radius)) count++;
   }
   int kept = 0;
   for (int i = 0; i < scene->ngeom; i++) {
@@ -574,7 +591,8 @@ static void leave_out_unseen(const mjModel* m, mjvScene* scene, float aspect) {
       const float away[3] = {g->pos[0] - p[0], g->pos[1] - p[1], g->pos[2] - p[2]};
       const float height = 2 * dot(n, away);
       const float image[3] = {g->pos[0] - height * n[0], g->pos[1] - height * n[1], g->pos[2] - height * n[2]};
-      keep = reaches_into(&view, image, radius);
+      keep = reaches_into(&view, image, radius) &&
+             (mirrors[k].radius == 0 || seen_through(view.eye, mirrors[k].centre, mirrors[k].radius, image, radius));
     }
     if (keep) scene->geoms[kept++] = *g;
   }
