@@ -97,7 +97,8 @@ impl Expert {
         let start = sim.snapshot();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let jitter = self.options.jitter;
-        let jitter = std::array::from_fn(|_| if jitter > 0.0 { rng.random_range(-jitter..=jitter) } else { 0.0 });
+        let jitter =
+            std::array::from_fn(|_| if jitter > 0.0 { rng.random_range(-jitter..=jitter) } else { 0.0 });
         let mut trial = Trial {
             sim,
             options: self.options,
@@ -168,8 +169,17 @@ impl Expert {
             let worked = trial.run(stage, &mut script, last)?;
             if std::env::var_os("EXPERT_DEBUG").is_some() {
                 let hand = trial.sim.eef_pose().position_m;
-                let thing = match stage { Stage::Pick(o) | Stage::PutAside(o) | Stage::Place { object: o, .. } => Some(trial.sim.object_pose(o)?.position_m), _ => None };
-                eprintln!("{at} {} {way}: {worked} {} hand {hand:.3?} thing {thing:.3?}", &name[..name.len().min(30)], trial.labels.len() - length);
+                let thing = match stage {
+                    Stage::Pick(o) | Stage::PutAside(o) | Stage::Place { object: o, .. } => {
+                        Some(trial.sim.object_pose(o)?.position_m)
+                    }
+                    _ => None,
+                };
+                eprintln!(
+                    "{at} {} {way}: {worked} {} hand {hand:.3?} thing {thing:.3?}",
+                    &name[..name.len().min(30)],
+                    trial.labels.len() - length
+                );
             }
             script.rewind();
             trial.chosen.push((name.clone(), way, script));
@@ -191,7 +201,8 @@ impl Trial<'_> {
 
     /// Plays one way; whether the stage was done. The last stage ends when the goal holds.
     fn run(&mut self, stage: &Stage, script: &mut Script, last: bool) -> Result<bool> {
-        let height = |sim: &LiberoSim, object: &str| Ok::<_, super::Error>(sim.object_pose(object)?.position_m[2]);
+        let height =
+            |sim: &LiberoSim, object: &str| Ok::<_, super::Error>(sim.object_pose(object)?.position_m[2]);
         let low = match stage {
             Stage::Pick(object) => height(self.sim, object)?,
             _ => 0.0,

@@ -26,7 +26,12 @@ const GRIP_WIDTH: f64 = 0.076;
 const OPEN_ABOVE: [&str; 8] = ["bowl", "plate", "ramekin", "mug", "pan", "tray", "basket", "saucer"];
 
 /// All ways to do `stage` from the present state. `jitter` (metres) moves waypoints that need no precision.
-pub(super) fn ways(sim: &LiberoSim, stage: &Stage, next: Option<&Stage>, jitter: [f64; 2]) -> Result<Vec<Way>> {
+pub(super) fn ways(
+    sim: &LiberoSim,
+    stage: &Stage,
+    next: Option<&Stage>,
+    jitter: [f64; 2],
+) -> Result<Vec<Way>> {
     match stage {
         Stage::Pick(object) => pick(sim, object, next, jitter),
         Stage::Place { object, fact } => place(sim, object, fact),
@@ -63,8 +68,7 @@ fn grasps(sim: &LiberoSim, object: &str) -> Result<Vec<Grasp>> {
             for (quarter, angle) in angles {
                 let out = extent.radius(angle) - 0.006;
                 let z = (extent.high - depth).max(extent.low + FLOOR_GAP - 0.002) - extent.root.z;
-                let offset =
-                    Vector3::new(middle.x + out * angle.cos(), middle.y + out * angle.sin(), z);
+                let offset = Vector3::new(middle.x + out * angle.cos(), middle.y + out * angle.sin(), z);
                 let yaw = half_turn(angle - FRAC_PI_2);
                 grasps.push(Grasp { name: format!("rim {:.0} depth {depth}", quarter * 90.0), offset, yaw });
             }
@@ -119,7 +123,8 @@ fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, jitter: [f64; 2]) -
             moves: vec![
                 Move::transit(of(above), rotation, OPEN),
                 Move { within: Some((0.010, 0.08)), ..Move::exact(of(near), rotation, OPEN) }.slow(speed),
-                Move { within: Some((0.004, 0.06)), ..Move::exact(of(grasp.offset), rotation, OPEN) }.slow(0.7),
+                Move { within: Some((0.004, 0.06)), ..Move::exact(of(grasp.offset), rotation, OPEN) }
+                    .slow(0.7),
                 Move::hold(rotation, CLOSE, GRASP_STEPS),
                 Move::transit(Target::Shift(Vector3::z() * rise), rotation, CLOSE),
             ],
@@ -173,7 +178,11 @@ fn place(sim: &LiberoSim, object: &str, fact: &[String]) -> Result<Vec<Way>> {
                 Some(parent) if inside => Extent::of(sim, parent)?.high,
                 _ => floor,
             };
-            let rim = if sim.pack().meta.objects.contains_key(&fact[2]) { Extent::of(sim, &fact[2])?.high } else { rim };
+            let rim = if sim.pack().meta.objects.contains_key(&fact[2]) {
+                Extent::of(sim, &fact[2])?.high
+            } else {
+                rim
+            };
             let over = hand.position.z.max(rim + 0.05 + (hand.position.z - extent.low));
             let over = over.min(hand.position.z + 0.25);
             let rotation = hand.rotation;
@@ -369,7 +378,8 @@ fn knob(sim: &LiberoSim, fixture: &str, on: bool) -> Result<Vec<Way>> {
     let base = facing.y.atan2(facing.x);
     let mut ways = Vec::new();
     for height in [0.035, 0.030, 0.040] {
-        for (ridge, lead) in [(0.0, 0.0), (0.0, -0.4), (FRAC_PI_2, 0.0), (FRAC_PI_4, 0.0), (-FRAC_PI_4, 0.0)] {
+        for (ridge, lead) in [(0.0, 0.0), (0.0, -0.4), (FRAC_PI_2, 0.0), (FRAC_PI_4, 0.0), (-FRAC_PI_4, 0.0)]
+        {
             let yaw = half_turn(base + angle + ridge) + lead;
             let rotation = down(yaw);
             let at = centre + Vector3::z() * height;
