@@ -5,6 +5,7 @@
 //! hits a neighbour costs a second and not the episode. What was found is a script that reacts to the state at every
 //! step: it also works when noise is added to its actions.
 
+mod fixtures;
 mod geometry;
 mod moves;
 mod skills;
