@@ -82,11 +82,11 @@ fn beside_python_libero(paths: &Paths, rest: &[String]) -> Result<()> {
         cargo.arg("--task").arg(task);
     }
     cargo.args(more);
-    // One thread for everything, software rendering too, and no windows.
-    for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "LP_NUM_THREADS"] {
+    // One thread for everything, and no windows. Mesa draws on the calling thread.
+    for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"] {
         cargo.env(name, "1");
     }
-    cargo.env("MUJOCO_GL", "egl");
+    cargo.env("LP_NUM_THREADS", "0").env("MUJOCO_GL", "egl");
     process::loud(&mut cargo, "what is wrong is above")
 }
 

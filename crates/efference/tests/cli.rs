@@ -191,3 +191,42 @@ fn quiet_says_only_results() {
     let output = efference(&["--quiet", "algorithms"]);
     assert!(output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty());
 }
+
+#[test]
+fn recorded_libero_demonstrations_become_episodes() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["libero_demo.hdf5", "libero_lerobot_v2", "libero_lerobot_v3"] {
+        let dir = folder.path().join(name);
+        let dir = dir.to_str().unwrap();
+        let from = format!("crates/data/tests/fixtures/{name}");
+        let lines = json_lines(&out(&["--json", "demos", "import", &from, "--out", dir, "--drop-idle"]));
+        let episodes: u64 = lines.iter().filter_map(|line| line["episodes"].as_u64()).sum();
+        let dropped: u64 = lines.iter().filter_map(|line| line["idle_steps_dropped"].as_u64()).sum();
+        assert_eq!((episodes, dropped), (2, 2), "{name}");
+        let store = EpisodeStore::open(dir).unwrap();
+        let first = store.load(0).unwrap();
+        assert_eq!((store.len(), first.steps(), first.actions[0][6]), (2, 4, -1.0), "{name}");
+        assert_eq!(err(&["demos", "import", &from, "--out", dir]).0, 1, "the folder holds episodes");
+    }
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let out = folder.path().join("out");
+    let (code, text) = err(&["demos", "import", empty.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(code == 1 && text.contains("meta/info.json") && text.contains("LeRobot"), "{text}");
+}
+
+#[test]
+fn libero_tasks_that_are_not_there_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("out");
+    let demos = |arguments: &[&str]| {
+        let all = [&["demos", "libero", "--out", dir.to_str().unwrap()], arguments].concat();
+        err(&all)
+    };
+    let (code, text) = demos(&["--suite", "libero_spatail"]);
+    assert!(code == 2 && text.contains("did you mean libero_spatial?"), "{text}");
+    let (code, text) = demos(&["--suite", "libero_goal", "--task", "10"]);
+    assert!(code == 2 && text.contains("its tasks are 0 to 9"), "{text}");
+    assert_eq!(demos(&["--noise", "1"]).0, 2);
+    assert!(!dir.exists());
+}

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use efference_envs::libero::expert::{Expert, ExpertEpisode, ExpertOptions};
-use efference_envs::libero::{IDLE_ACTION, IDLE_STEPS, LiberoSim, Pack, Result, SimOptions, SubstepOrder, packs_dir};
+use efference_envs::libero::{
+    IDLE_ACTION, IDLE_STEPS, LiberoSim, Pack, Result, SimOptions, SubstepOrder, packs_dir,
+};
 use rayon::prelude::*;
 
 struct Args {
@@ -70,7 +72,9 @@ fn play(pack: &Arc<Pack>, state: usize, args: &Args) -> Result<ExpertEpisode> {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let Some(args) = args() else {
-        println!("usage: libero_expert_table [SUITE|SUITE_TASK]... [--states N] [--first I] [--noise X] [--fused] [--ways]");
+        println!(
+            "usage: libero_expert_table [SUITE|SUITE_TASK]... [--states N] [--first I] [--noise X] [--fused] [--ways]"
+        );
         return Ok(());
     };
     println!("MuJoCo {}, {:?} order, noise {}", efference_envs::mujoco_version(), args.order, args.noise);

@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -388,6 +389,7 @@ struct em_renderer {
   em_gl* gl;
   int has_scene, has_context;
   int width, height;
+  int show_all;  // also what the picture cannot show
   mjvOption option;
   mjvScene scene;
   mjrContext context;
@@ -496,12 +498,114 @@ static void geom_ids(const mjvScene* scene, const unsigned char* rgb, int* ids, 
   }
 }
 
+// Reflecting surfaces of which mirror images are looked after; scenes with more are drawn whole.
+enum { MAX_MIRRORS = 64 };
+
+// A plane that MuJoCo draws mirror images in, and where it is: mirror images are seen through the surface only.
+typedef struct {
+  float point[3], normal[3];
+  float centre[3], radius;  // radius 0: without bounds
+} mirror;
+
+// The pyramid that a picture shows: four inward normals, through the camera.
+typedef struct {
+  float eye[3], normals[4][3];
+} pyramid;
+
+static float dot(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+static pyramid seen_by(const mjvGLCamera* camera, float aspect) {
+  pyramid p;
+  const float *f = camera->forward, *u = camera->up, near = camera->frustum_near;
+  const float right[3] = {f[1] * u[2] - f[2] * u[1], f[2] * u[0] - f[0] * u[2], f[0] * u[1] - f[1] * u[0]};
+  const float width = 0.5f * aspect * (camera->frustum_top - camera->frustum_bottom);
+  for (int i = 0; i < 3; i++) {
+    p.eye[i] = camera->pos[i];
+    p.normals[0][i] = u[i] * near - f[i] * camera->frustum_bottom;
+    p.normals[1][i] = f[i] * camera->frustum_top - u[i] * near;
+    p.normals[2][i] = right[i] * near - f[i] * (camera->frustum_center - width);
+    p.normals[3][i] = f[i] * (camera->frustum_center + width) - right[i] * near;
+  }
+  for (int k = 0; k < 4; k++) {
+    const float length = sqrtf(dot(p.normals[k], p.normals[k]));
+    for (int i = 0; i < 3; i++) p.normals[k][i] /= length;
+  }
+  return p;
+}
+
+static int reaches_into(const pyramid* p, const float centre[3], float radius) {
+  const float away[3] = {centre[0] - p->eye[0], centre[1] - p->eye[1], centre[2] - p->eye[2]};
+  for (int k = 0; k < 4; k++)
+    if (dot(p->normals[k], away) < -radius) return 0;
+  return 1;
+}
+
+// Whether the eye sees some of one ball through another, which stands for a surface somewhere inside it.
+static int seen_through(const float eye[3], const float window[3], float window_radius, const float ball[3], float radius) {
+  const float to_window[3] = {window[0] - eye[0], window[1] - eye[1], window[2] - eye[2]};
+  const float to_ball[3] = {ball[0] - eye[0], ball[1] - eye[1], ball[2] - eye[2]};
+  const float window_distance = sqrtf(dot(to_window, to_window)), distance = sqrtf(dot(to_ball, to_ball));
+  if (window_distance <= window_radius || distance <= radius) return 1;
+  const float cosine = dot(to_window, to_ball) / (window_distance * distance);
+  const float between = acosf(cosine > 1 ? 1 : cosine < -1 ? -1 : cosine);
+  return between <= asinf(window_radius / window_distance) + asinf(radius / distance) + 1e-3f;
+}
+
+// Leaves out the geoms whose bounding spheres are outside the picture, and whose mirror images are. MuJoCo itself draws
+// everything; a hand camera sees little of the arm, which has most of the triangles. The picture is the same to the last
+// bit. With shadows what is not seen may still darken what is, so then nothing is left out.
+static void leave_out_unseen(const mjModel* m, mjvScene* scene, float aspect) {
+  // Segmentation counts what it drew.
+  if (scene->camera[0].orthographic || scene->flags[mjRND_SEGMENT]) return;
+  if (scene->flags[mjRND_SHADOW])
+    for (int i = 0; i < scene->nlight; i++)
+      if (scene->lights[i].castshadow) return;
+  const pyramid view = seen_by(&scene->camera[0], aspect);
+  mirror mirrors[MAX_MIRRORS];
+  int count = 0;
+  for (int i = 0; scene->flags[mjRND_REFLECTION] && i < scene->ngeom; i++) {
+    const mjvGeom* g = scene->geoms + i;
+    if (g->reflectance <= 0 || (g->type != mjGEOM_PLANE && g->type != mjGEOM_BOX)) continue;
+    if (count == MAX_MIRRORS) return;
+    mirror* to = mirrors + count;
+    // The surface whose outward normal is the geom's z axis.
+    for (int k = 0; k < 3; k++) {
+      to->normal[k] = g->mat[3 * k + 2];
+      to->point[k] = g->pos[k] + (g->type == mjGEOM_BOX ? g->size[2] * g->mat[3 * k + 2] : 0);
+      to->centre[k] = g->pos[k];
+    }
+    const float* half = g->size;
+    to->radius = g->type == mjGEOM_BOX ? sqrtf(dot(half, half)) * 1.001f + 1e-4f : 0;
+    // One that is out of the picture shows nothing.
+    if (to->radius == 0 || reaches_into(&view, to->centre, to->radius)) count++;
+  }
+  int kept = 0;
+  for (int i = 0; i < scene->ngeom; i++) {
+    const mjvGeom* g = scene->geoms + i;
+    int keep = g->objtype != mjOBJ_GEOM || g->objid < 0 || g->objid >= m->ngeom;
+    // Zero: without bounds, as planes are. The margin is for rounding to single precision.
+    const float radius = keep ? 0 : (float)m->geom_rbound[g->objid] * 1.001f + 1e-4f;
+    keep = keep || m->geom_rbound[g->objid] <= 0 || reaches_into(&view, g->pos, radius);
+    for (int k = 0; !keep && k < count; k++) {
+      const float *n = mirrors[k].normal, *p = mirrors[k].point;
+      const float away[3] = {g->pos[0] - p[0], g->pos[1] - p[1], g->pos[2] - p[2]};
+      const float height = 2 * dot(n, away);
+      const float image[3] = {g->pos[0] - height * n[0], g->pos[1] - height * n[1], g->pos[2] - height * n[2]};
+      keep = reaches_into(&view, image, radius) &&
+             (mirrors[k].radius == 0 || seen_through(view.eye, mirrors[k].centre, mirrors[k].radius, image, radius));
+    }
+    if (keep) scene->geoms[kept++] = *g;
+  }
+  scene->ngeom = kept;
+}
+
 // Draws and reads back either the colours or the depth, bottom row first.
 static int draw(em_renderer* r, const mjModel* m, mjData* d, mjvCamera* view, unsigned char* rgb, float* depth) {
   const mjrRect viewport = {0, 0, r->width, r->height};
   GUARD_DATA(d, {
     mjr_setBuffer(mjFB_OFFSCREEN, &r->context);
     mjv_updateScene(m, d, &r->option, NULL, view, mjCAT_ALL, &r->scene);
+    if (!r->show_all) leave_out_unseen(m, &r->scene, (float)r->width / (float)r->height);
     mjr_render(viewport, &r->scene, &r->context);
     mjr_readPixels(rgb, depth, viewport, &r->context);
   });
@@ -545,6 +649,10 @@ const char* em_renderer_driver(em_renderer* r) {
   char why[64];
   return em_gl_make_current(r->gl, why, sizeof why) == 0 ? em_gl_driver() : "";
 }
+
+int em_renderer_drawn(const em_renderer* r) { return r->scene.ngeom; }
+
+void em_renderer_draw_unseen(em_renderer* r, int unseen) { r->show_all = unseen != 0; }
 
 void em_renderer_show_group(em_renderer* r, int sites, int group, int visible) {
   (sites ? r->option.sitegroup : r->option.geomgroup)[group] = visible != 0;

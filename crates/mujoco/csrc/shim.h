@@ -119,6 +119,10 @@ int em_renderer_draw(em_renderer* r, const mjModel* m, mjData* d, const em_camer
                      float* depth, int* ids);
 int em_renderer_samples(const em_renderer* r);
 const char* em_renderer_driver(em_renderer* r);
+// Things in the scene of the last picture.
+int em_renderer_drawn(const em_renderer* r);
+// Whether to draw what the picture cannot show, too.
+void em_renderer_draw_unseen(em_renderer* r, int unseen);
 void em_renderer_show_group(em_renderer* r, int sites, int group, int visible);
 
 // A headless OpenGL context (egl.c). Errors go into `why`.

@@ -283,6 +283,8 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn em_renderer_samples(r: *const RawRenderer) -> c_int;
     pub fn em_renderer_driver(r: *mut RawRenderer) -> *const c_char;
+    pub fn em_renderer_drawn(r: *const RawRenderer) -> c_int;
+    pub fn em_renderer_draw_unseen(r: *mut RawRenderer, unseen: c_int);
     pub fn em_renderer_show_group(r: *mut RawRenderer, sites: c_int, group: c_int, visible: c_int);
 }
 

@@ -170,6 +170,19 @@ impl Renderer {
         self.show_group(true, group, visible)
     }
 
+    /// How many geoms, sites and the like the last picture was drawn from.
+    pub fn drawn(&self) -> usize {
+        // SAFETY: valid renderer.
+        unsafe { ffi::em_renderer_drawn(self.raw.as_ptr()) as usize }
+    }
+
+    /// Draws geoms outside the picture, too, as MuJoCo does by itself. The picture is the same with and without; off at
+    /// first, because geoms that nobody sees cost as much as others.
+    pub fn draw_unseen(&mut self, unseen: bool) {
+        // SAFETY: valid renderer.
+        unsafe { ffi::em_renderer_draw_unseen(self.raw.as_ptr(), c_int::from(unseen)) };
+    }
+
     fn show_group(&mut self, sites: bool, group: usize, visible: bool) -> Result<()> {
         let group = Model::index("visibility group", group, 6)?;
         // SAFETY: valid renderer and group.

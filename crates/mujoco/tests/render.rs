@@ -277,6 +277,61 @@ fn intrinsics_project_to_the_pixel_that_is_drawn() {
     }
 }
 
+/// A mirror on the floor, one as the lid of a box, and things all around: beside, behind, at the picture's edges, and some
+/// of which only the mirror image is seen.
+fn hall_of_mirrors(shadow: bool, floor: bool) -> (Arc<Model>, Data) {
+    let things: String = (0..120)
+        .map(|i| {
+            let (a, b) = (f64::from(i) * 0.9, f64::from(i) * 0.37);
+            let (x, y, z) = (4.0 * a.sin(), 4.0 * a.cos(), 0.3 + 2.5 * b.sin().abs());
+            let kind = ["sphere", "box", "capsule", "ellipsoid"][i as usize % 4];
+            format!(
+                r#"<geom type="{kind}" size="0.3 0.2 0.1" pos="{x:.3} {y:.3} {z:.3}" euler="{i} {i} 0" rgba="{:.2} {:.2} 0.5 1"/>"#,
+                f64::from(i) / 120.0,
+                1.0 - f64::from(i) / 120.0
+            )
+        })
+        .collect();
+    let xml = format!(
+        r#"<mujoco><asset><material name="mirror" rgba="0.4 0.4 0.4 1" reflectance="0.7"/></asset><worldbody>
+        <light pos="0 0 6" dir="0.1 0 -1" castshadow="{shadow}"/>
+        <geom type="plane" size="6 6 0.1" {}/>
+        <geom type="box" size="0.6 0.6 0.2" pos="0.8 0.4 0.2" euler="5 10 0" material="mirror"/>
+        {things}
+        <camera name="level" pos="-2 0 1" xyaxes="0 -1 0 0.1 0 1" fovy="50"/>
+        <camera name="down" pos="0.2 0 2.5" xyaxes="0 -1 0 0.7 0 0.7" fovy="75"/>
+        <camera name="narrow" pos="3 3 2" xyaxes="-1 1 0 -0.3 -0.3 1" fovy="15"/>
+        <camera name="low" pos="1.5 -1 0.5" xyaxes="0.3 1 0 -0.3 0 1" fovy="90"/>
+        </worldbody></mujoco>"#,
+        if floor { r#"material="mirror""# } else { "" }
+    );
+    let model = Arc::new(Model::from_xml_string(&xml).unwrap());
+    let mut data = Data::new(&model).unwrap();
+    data.forward().unwrap();
+    (model, data)
+}
+
+#[test]
+fn leaving_out_what_is_not_seen_changes_no_bit() {
+    for (shadow, floor) in [(false, true), (false, false), (true, true)] {
+        let (model, data) = hall_of_mirrors(shadow, floor);
+        let mut renderer = Renderer::new(&model, 160, 90, RenderQuality::FULL).unwrap();
+        for camera in ["level", "down", "narrow", "low"] {
+            let camera = model.camera_id(camera).unwrap();
+            renderer.draw_unseen(true);
+            let whole = rgb(&mut renderer, &data, camera);
+            let all = renderer.drawn();
+            renderer.draw_unseen(false);
+            assert!(
+                whole == rgb(&mut renderer, &data, camera),
+                "camera {camera}, shadows {shadow}, floor {floor}"
+            );
+            // What is not seen may throw a shadow on what is.
+            assert_eq!(renderer.drawn() == all, shadow, "camera {camera}: {} of {all}", renderer.drawn());
+        }
+    }
+}
+
 #[test]
 fn bad_requests_are_errors() {
     let (model, data) = scene();

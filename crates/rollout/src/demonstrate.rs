@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use efference_data::{Episode, EpisodeMeta, Source, States};
 use efference_envs::tabletop::{Expert, TabletopEnv, TabletopOptions, Task};
-use efference_envs::{Action, Env, mujoco_version};
+use efference_envs::{Env, mujoco_version};
 
 use crate::{Error, Result};
 
@@ -23,18 +23,7 @@ pub fn demonstrate(
 ) -> Result<Episode> {
     let failed = |source| Error::Env { task: task.id().into(), env_seed, source: Box::new(source) };
     let mut env = TabletopEnv::with_task(task, options).map_err(failed)?;
-    play(&mut env, env_seed, |env: &TabletopEnv| expert.act(env))
-}
-
-/// Plays one episode from the initial state `env_seed` by what `act` says in each state, with all cameras drawn and the
-/// simulator's state kept before every control step.
-///
-/// # Errors
-/// [`Error::Env`]: no headless rendering, or an action that is no number.
-pub fn play<E: Env>(env: &mut E, env_seed: u64, mut act: impl FnMut(&E) -> Action) -> Result<Episode> {
-    let task = env.spec().task.clone();
-    let failed = |source| Error::Env { task: task.clone(), env_seed, source: Box::new(source) };
-    let mut episode = empty(env, env_seed);
+    let mut episode = empty(&env, env_seed);
     let mut states = States { width: env.snapshot().state().len(), values: Vec::new() };
     let mut observation = env.reset(env_seed).map_err(failed)?;
     loop {
@@ -44,7 +33,7 @@ pub fn play<E: Env>(env: &mut E, env_seed: u64, mut act: impl FnMut(&E) -> Actio
         episode.frame_steps.push(episode.actions.len() as u32);
         states.values.extend_from_slice(env.snapshot().state());
         episode.proprio.push(observation.proprio);
-        let action = act(env);
+        let action = expert.act(&env);
         let outcome = env.step(&action).map_err(failed)?;
         episode.actions.push(action);
         episode.rewards.push(outcome.reward);
@@ -59,7 +48,7 @@ pub fn play<E: Env>(env: &mut E, env_seed: u64, mut act: impl FnMut(&E) -> Actio
 }
 
 /// The episode before its first step.
-fn empty(env: &dyn Env, env_seed: u64) -> Episode {
+fn empty(env: &TabletopEnv, env_seed: u64) -> Episode {
     let spec = env.spec();
     Episode {
         meta: EpisodeMeta {

@@ -16,6 +16,7 @@ pub mod conformance;
 mod controller;
 mod env;
 mod error;
+pub mod expert;
 mod facts;
 mod look;
 mod meta;

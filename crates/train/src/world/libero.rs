@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use efference_data::Episode;
 use efference_envs::Env;
-use efference_envs::libero::expert::{Expert, ExpertOptions};
+use efference_envs::libero::expert::ExpertOptions;
 use efference_envs::libero::suite::{Base, Suite};
 use efference_envs::libero::{self, LiberoEnv, LiberoOptions, Pack, Profile, SubstepOrder};
 use efference_nets::Quantiles;
-use efference_rollout::{EnvSource, play};
+use efference_rollout::{EnvSource, demonstrate_libero};
 
 use super::tabletop::range;
 use super::{PlayMaker, World};
@@ -120,16 +120,8 @@ impl World for Libero {
     }
 
     fn demonstrate(&self, task: usize, seed: u64) -> Result<Episode> {
-        let failed = |e: libero::Error| Error::from(efference_envs::Error::from(e));
-        let mut env = LiberoEnv::new(&self.packs[task], &self.options).map_err(failed)?;
-        env.reset(seed)?;
-        let mut expert =
-            Expert::new(ExpertOptions { max_steps: self.options.max_steps, ..ExpertOptions::default() });
-        let found = expert.plan(env.sim_mut(), seed).map_err(failed)?;
-        let mut next = found.executed.iter();
-        // A plan that ends without success stands still until the limit.
-        let act = |_: &LiberoEnv| next.next().map_or([0.0; 7], |action| action.map(|x| x as f32));
-        Ok(play(&mut env, seed, act)?)
+        let expert = ExpertOptions { max_steps: self.options.max_steps, ..ExpertOptions::default() };
+        Ok(demonstrate_libero(&self.packs[task], &self.options, expert, seed, 1)?)
     }
 
     fn play(&self, _chunk: usize) -> Result<Option<Box<dyn PlayMaker>>> {

@@ -1,6 +1,7 @@
 //! `efference demos`: episodes to learn from.
 
 mod import;
+mod libero;
 mod list;
 mod tabletop;
 
@@ -20,6 +21,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Tabletop(tabletop::Args),
+    Libero(libero::Args),
     Import(import::Args),
     List(list::Args),
 }
@@ -27,6 +29,7 @@ enum What {
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     match &args.what {
         What::Tabletop(args) => tabletop::run(args, ui),
+        What::Libero(args) => libero::run(args, ui),
         What::Import(args) => import::run(args, ui),
         What::List(args) => list::run(args, ui),
     }

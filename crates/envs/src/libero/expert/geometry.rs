@@ -47,7 +47,9 @@ pub(super) fn meta<'a>(sim: &'a LiberoSim, object: &str) -> Result<&'a super::su
 }
 
 pub(super) fn shape(sim: &LiberoSim, geom: usize) -> Shape {
-    let (centre, turn, kind, size) = sim.standin_geom(geom);
+    let (data, model) = (sim.data(), sim.model());
+    let (centre, turn) = (data.geom_pos(geom), data.geom_mat(geom));
+    let (kind, size) = (model.geom_type(geom), model.geom_size(geom));
     let half = match kind {
         SPHERE => [size[0]; 3],
         CAPSULE => [size[0], size[0], size[0] + size[1]],

@@ -5,6 +5,7 @@
 //! hits a neighbour costs a second and not the episode. What was found is a script that reacts to the state at every
 //! step: it also works when noise is added to its actions.
 
+mod fixtures;
 mod geometry;
 mod moves;
 mod skills;
@@ -97,7 +98,8 @@ impl Expert {
         let start = sim.snapshot();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let jitter = self.options.jitter;
-        let jitter = std::array::from_fn(|_| if jitter > 0.0 { rng.random_range(-jitter..=jitter) } else { 0.0 });
+        let jitter =
+            std::array::from_fn(|_| if jitter > 0.0 { rng.random_range(-jitter..=jitter) } else { 0.0 });
         let mut trial = Trial {
             sim,
             options: self.options,
@@ -113,6 +115,7 @@ impl Expert {
         let mut success = false;
         for (i, plan) in plans.iter().enumerate() {
             let limit = self.options.budget * (i + 1) / plans.len();
+            trial.cut(0, 0);
             success = self.solve(&mut trial, plan, 0, limit)?;
             if success || i + 1 == plans.len() {
                 break;
@@ -166,7 +169,18 @@ impl Expert {
             let last = at + 1 == plan.len();
             let worked = trial.run(stage, &mut script, last)?;
             if std::env::var_os("EXPERT_DEBUG").is_some() {
-                eprintln!("{at} {name} {way}: {worked} {}", trial.labels.len() - length);
+                let hand = trial.sim.eef_pose().position_m;
+                let thing = match stage {
+                    Stage::Pick(o) | Stage::PutAside(o) | Stage::Place { object: o, .. } => {
+                        Some(trial.sim.object_pose(o)?.position_m)
+                    }
+                    _ => None,
+                };
+                eprintln!(
+                    "{at} {} {way}: {worked} {} hand {hand:.3?} thing {thing:.3?}",
+                    &name[..name.len().min(30)],
+                    trial.labels.len() - length
+                );
             }
             script.rewind();
             trial.chosen.push((name.clone(), way, script));
@@ -188,7 +202,8 @@ impl Trial<'_> {
 
     /// Plays one way; whether the stage was done. The last stage ends when the goal holds.
     fn run(&mut self, stage: &Stage, script: &mut Script, last: bool) -> Result<bool> {
-        let height = |sim: &LiberoSim, object: &str| Ok::<_, super::Error>(sim.object_pose(object)?.position_m[2]);
+        let height =
+            |sim: &LiberoSim, object: &str| Ok::<_, super::Error>(sim.object_pose(object)?.position_m[2]);
         let low = match stage {
             Stage::Pick(object) => height(self.sim, object)?,
             _ => 0.0,
@@ -217,7 +232,8 @@ impl Trial<'_> {
             }
         }
         Ok(match stage {
-            Stage::Pick(object) => height(self.sim, object)? > low + 0.05,
+            // A plate hangs down from its rim: its middle rises less than the hand.
+            Stage::Pick(object) => height(self.sim, object)? > low + 0.025,
             Stage::Place { fact, .. } => self.sim.predicate(fact)?,
             Stage::Open(place) => self.sim.predicate(&["open".into(), place.clone()])?,
             Stage::Close(place) => self.sim.predicate(&["close".into(), place.clone()])?,

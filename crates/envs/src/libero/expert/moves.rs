@@ -164,7 +164,8 @@ impl Hand {
 }
 
 fn resolve(sim: &LiberoSim, target: &Target, hand: &Hand, start: Vector3<f64>) -> Result<Vector3<f64>> {
-    let place = |object: &str| -> Result<Vector3<f64>> { Ok(Vector3::from(sim.object_pose(object)?.position_m)) };
+    let place =
+        |object: &str| -> Result<Vector3<f64>> { Ok(Vector3::from(sim.object_pose(object)?.position_m)) };
     Ok(match target {
         Target::At(place) => *place,
         Target::Shift(by) => start + by,

@@ -1,23 +1,25 @@
 //! Ways to do each stage, the likeliest first. Which of them works is found by trying them in simulation.
 
-use std::f64::consts::{FRAC_PI_2, FRAC_PI_4};
+use std::f64::consts::FRAC_PI_2;
 
 use nalgebra::{Rotation3, Vector2, Vector3};
 
 use super::super::{LiberoSim, Result};
-use super::geometry::{Extent, clearance, meta, shape, surface};
-use super::moves::{CLOSE, Hand, Move, OPEN, Target, down, half_turn, rotation_of, tilted};
+use super::fixtures::{handle, knob, slide, swing};
+use super::geometry::{Extent, clearance, meta, surface};
+use super::moves::{CLOSE, Hand, Move, OPEN, Target, down, half_turn, rotation_of};
 use super::stages::Stage;
 
 /// A way to do a stage.
+#[derive(Clone)]
 pub(super) struct Way {
     pub(super) name: String,
     pub(super) moves: Vec<Move>,
 }
 
 /// Steps in which the fingers close firmly, and open.
-const GRASP_STEPS: usize = 16;
-const RELEASE_STEPS: usize = 9;
+pub(super) const GRASP_STEPS: usize = 16;
+pub(super) const RELEASE_STEPS: usize = 9;
 /// Fingertips reach 1.5 cm beyond the grip site.
 const FLOOR_GAP: f64 = 0.016;
 /// Widest thing that fits between the fingers.
@@ -26,13 +28,18 @@ const GRIP_WIDTH: f64 = 0.076;
 const OPEN_ABOVE: [&str; 8] = ["bowl", "plate", "ramekin", "mug", "pan", "tray", "basket", "saucer"];
 
 /// All ways to do `stage` from the present state. `jitter` (metres) moves waypoints that need no precision.
-pub(super) fn ways(sim: &LiberoSim, stage: &Stage, next: Option<&Stage>, jitter: [f64; 2]) -> Result<Vec<Way>> {
+pub(super) fn ways(
+    sim: &LiberoSim,
+    stage: &Stage,
+    next: Option<&Stage>,
+    jitter: [f64; 2],
+) -> Result<Vec<Way>> {
     match stage {
         Stage::Pick(object) => pick(sim, object, next, jitter),
         Stage::Place { object, fact } => place(sim, object, fact),
-        Stage::PutAside(object) => put_aside(sim, object),
+        Stage::PutAside(object) => put_aside(sim, object, next),
         Stage::Open(what) => slide(sim, what, true),
-        Stage::Close(what) => slide(sim, what, false),
+        Stage::Close(what) => Ok([swing(sim, what)?, slide(sim, what, false)?].concat()),
         Stage::Turn { fixture, on } => knob(sim, fixture, *on),
     }
 }
@@ -63,8 +70,7 @@ fn grasps(sim: &LiberoSim, object: &str) -> Result<Vec<Grasp>> {
             for (quarter, angle) in angles {
                 let out = extent.radius(angle) - 0.006;
                 let z = (extent.high - depth).max(extent.low + FLOOR_GAP - 0.002) - extent.root.z;
-                let offset =
-                    Vector3::new(middle.x + out * angle.cos(), middle.y + out * angle.sin(), z);
+                let offset = Vector3::new(middle.x + out * angle.cos(), middle.y + out * angle.sin(), z);
                 let yaw = half_turn(angle - FRAC_PI_2);
                 grasps.push(Grasp { name: format!("rim {:.0} depth {depth}", quarter * 90.0), offset, yaw });
             }
@@ -85,11 +91,21 @@ fn grasps(sim: &LiberoSim, object: &str) -> Result<Vec<Grasp>> {
             chosen.push(yaw);
         }
     }
-    for depth in [0.030, 0.040, 0.022, 0.055] {
+    // Low things leave no choice of depth: other gaps to the floor, and beside the middle, where a neighbour or the
+    // hand's own fingers leave room.
+    let flat = extent.height() < 0.05;
+    let depths: &[(f64, f64)] = if flat {
+        &[(0.030, 0.0), (0.032, 0.0), (0.030, 0.015), (0.030, -0.015), (0.034, 0.0), (0.028, 0.0)]
+    } else {
+        &[(0.030, 0.0), (0.040, 0.0), (0.022, 0.0), (0.055, 0.0)]
+    };
+    for &(depth, along) in depths {
         for &yaw in &chosen {
-            let z = (extent.high - depth).max(extent.low + FLOOR_GAP) - extent.root.z;
-            let offset = Vector3::new(middle.x, middle.y, z);
-            grasps.push(Grasp { name: format!("around {:.0} depth {depth}", yaw.to_degrees()), offset, yaw });
+            let gap = if flat { FLOOR_GAP + 0.030 - depth } else { FLOOR_GAP };
+            let z = (extent.high - depth).max(extent.low + gap) - extent.root.z;
+            let offset = Vector3::new(middle.x + along * yaw.cos(), middle.y + along * yaw.sin(), z);
+            let name = format!("around {:.0} depth {depth} along {along}", yaw.to_degrees());
+            grasps.push(Grasp { name, offset, yaw });
         }
     }
     Ok(grasps)
@@ -109,7 +125,8 @@ fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, jitter: [f64; 2]) -
             moves: vec![
                 Move::transit(of(above), rotation, OPEN),
                 Move { within: Some((0.010, 0.08)), ..Move::exact(of(near), rotation, OPEN) }.slow(speed),
-                Move::exact(of(grasp.offset), rotation, OPEN).slow(0.7),
+                Move { within: Some((0.004, 0.06)), ..Move::exact(of(grasp.offset), rotation, OPEN) }
+                    .slow(0.7),
                 Move::hold(rotation, CLOSE, GRASP_STEPS),
                 Move::transit(Target::Shift(Vector3::z() * rise), rotation, CLOSE),
             ],
@@ -163,7 +180,11 @@ fn place(sim: &LiberoSim, object: &str, fact: &[String]) -> Result<Vec<Way>> {
                 Some(parent) if inside => Extent::of(sim, parent)?.high,
                 _ => floor,
             };
-            let rim = if sim.pack().meta.objects.contains_key(&fact[2]) { Extent::of(sim, &fact[2])?.high } else { rim };
+            let rim = if sim.pack().meta.objects.contains_key(&fact[2]) {
+                Extent::of(sim, &fact[2])?.high
+            } else {
+                rim
+            };
             let over = hand.position.z.max(rim + 0.05 + (hand.position.z - extent.low));
             let over = over.min(hand.position.z + 0.25);
             let rotation = hand.rotation;
@@ -224,127 +245,50 @@ fn lean(object: &str, hand: &Hand, goal: Vector3<f64>, turn: Rotation3<f64>, siz
     ways
 }
 
-/// Free places on the table, near the arm first.
-fn put_aside(sim: &LiberoSim, object: &str) -> Result<Vec<Way>> {
+/// Free places on the table, near here, and not where a drawer comes out and the hand that pulls it.
+fn put_aside(sim: &LiberoSim, object: &str, next: Option<&Stage>) -> Result<Vec<Way>> {
     let extent = Extent::of(sim, object)?;
     let hand = Hand::of(sim);
+    let drawer = match next {
+        Some(Stage::Open(what)) => handle(sim, what)?,
+        _ => None,
+    };
     let lowest = surface(sim, Vector2::new(1e3, 1e3), object, f64::INFINITY)?;
     let mut places: Vec<(f64, Vector2<f64>)> = Vec::new();
-    for x in -4..=3 {
-        for y in -5..=5 {
-            let at = Vector2::new(f64::from(x) * 0.05, f64::from(y) * 0.06);
-            let free = clearance(sim, at, object)?;
-            // Far from everything, not far from here.
-            if free > 0.10 {
-                places.push((free.min(0.22) - 0.3 * (at - extent.root.xy()).norm(), at));
-            }
-        }
-    }
-    places.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let rotation = hand.rotation;
-    Ok(places
-        .into_iter()
-        .take(6)
-        .map(|(_, xy)| {
-            let z = lowest + (extent.root.z - extent.low) + 0.010;
-            let goal = Vector3::new(xy.x, xy.y, z);
-            Way {
-                name: format!("aside at {:.2} {:.2}", xy.x, xy.y),
-                moves: vec![
-                    Move::transit(Target::Over { object: object.into(), xy, z: hand.position.z }, rotation, CLOSE),
-                    Move::exact(Target::Carry { object: object.into(), goal }, rotation, CLOSE),
-                    Move::hold(rotation, OPEN, RELEASE_STEPS),
-                    Move::transit(Target::Shift(Vector3::z() * 0.12), rotation, OPEN),
-                ],
-            }
-        })
-        .collect())
-}
-
-/// Pulls a drawer open by its handle, or pushes it shut.
-fn slide(sim: &LiberoSim, what: &str, open: bool) -> Result<Vec<Way>> {
-    let pack = &sim.pack().meta;
-    let (body_id, parent) = match pack.sites.get(what) {
-        Some(site) => (site.body_id, site.parent.clone().unwrap_or_else(|| what.to_owned())),
-        None => (meta(sim, what)?.joints.first().map_or(0, |joint| sim.model().joint_body(joint.id)), what.to_owned()),
-    };
-    // Cabinets open along -y of their own frame.
-    let turn = rotation_of(sim.object_pose(&parent)?.quat_wxyz);
-    let out = turn * -Vector3::y();
-    let geoms = meta(sim, &parent)?.contact_geom_ids.iter().copied();
-    let handle = geoms
-        .filter(|&geom| sim.model().geom_body(geom) == body_id)
-        .map(|geom| shape(sim, geom).centre)
-        .max_by(|a, b| a.dot(&out).total_cmp(&b.dot(&out)));
-    let Some(handle) = handle else { return Ok(Vec::new()) };
-    let mut ways = Vec::new();
-    for tilt in [1.2, 1.0, 1.4, 0.8, 1.57] {
-        for aside in [0.0, 0.02, -0.02] {
-            let rotation = tilted(-out, tilt);
-            let ahead = rotation * Vector3::z();
-            let bar = handle + turn * Vector3::x() * aside;
-            let moves = if open {
-                vec![
-                    Move::transit(Target::At(bar - ahead * 0.20 + Vector3::z() * 0.04), rotation, OPEN),
-                    Move::exact(Target::At(bar - ahead * 0.10), rotation, OPEN),
-                    Move::exact(Target::At(bar), rotation, OPEN).slow(0.7),
-                    Move::hold(rotation, CLOSE, GRASP_STEPS),
-                    Move {
-                        steps: 60,
-                        within: Some((0.03, 0.3)),
-                        ..Move::transit(Target::Shift(out * 0.22), rotation, CLOSE)
-                    },
-                    Move::hold(rotation, OPEN, RELEASE_STEPS),
-                    Move::transit(Target::Shift(-ahead * 0.08), rotation, OPEN),
-                    Move::transit(Target::Shift(Vector3::z() * 0.12), rotation, OPEN),
-                ]
-            } else {
-                vec![
-                    Move::transit(Target::At(bar + out * 0.12 - ahead * 0.05), rotation, CLOSE),
-                    Move::exact(Target::At(bar + out * 0.04), rotation, CLOSE),
-                    Move {
-                        steps: 80,
-                        within: Some((0.005, 0.5)),
-                        ..Move::transit(Target::Shift(-out * 0.30), rotation, CLOSE)
-                    },
-                    Move::transit(Target::Shift(out * 0.10), rotation, CLOSE),
-                ]
-            };
-            ways.push(Way { name: format!("handle tilt {tilt} aside {aside}"), moves });
-        }
-    }
-    Ok(ways)
-}
-
-/// Turns a knob from above.
-fn knob(sim: &LiberoSim, fixture: &str, on: bool) -> Result<Vec<Way>> {
-    let fixture_turn = rotation_of(sim.object_pose(fixture)?.quat_wxyz);
-    let facing = (fixture_turn * Vector3::x()).xy();
-    let Some(joint) = meta(sim, fixture)?.joints.first() else { return Ok(Vec::new()) };
-    let angle = sim.qpos().get(joint.qpos_adr).copied().unwrap_or(0.0);
-    let body = sim.model().joint_body(joint.id);
-    let Some(body) = sim.model().name(efference_mujoco::Kind::Body, body) else { return Ok(Vec::new()) };
-    let centre = Vector3::from(sim.body_pose(&body)?.position_m);
-    let base = facing.y.atan2(facing.x);
-    let mut ways = Vec::new();
-    for height in [0.035, 0.030, 0.040] {
-        for (ridge, lead) in [(0.0, 0.0), (0.0, -0.4), (FRAC_PI_2, 0.0), (FRAC_PI_4, 0.0), (-FRAC_PI_4, 0.0)] {
-            let yaw = half_turn(base + angle + ridge) + lead;
-            let rotation = down(yaw);
-            let at = centre + Vector3::z() * height;
-            let spin = if on { 0.035 } else { -0.035 };
-            ways.push(Way {
-                name: format!("knob at {height}, ridge {ridge:.2} lead {lead}"),
-                moves: vec![
-                    Move::transit(Target::At(at + Vector3::z() * 0.10), rotation, OPEN),
-                    Move::exact(Target::At(at), rotation, OPEN).slow(0.7),
-                    Move::hold(rotation, CLOSE, GRASP_STEPS),
-                    Move { spin, spin_end: 1.6, ..Move::hold(rotation, CLOSE, 60) },
-                    Move::hold(rotation, OPEN, RELEASE_STEPS),
-                    Move::transit(Target::Shift(Vector3::z() * 0.10), rotation, OPEN),
-                ],
+    for x in -8..=6 {
+        for y in -10..=10 {
+            let at = Vector2::new(f64::from(x) * 0.03, f64::from(y) * 0.03);
+            let in_the_way = drawer.as_ref().is_some_and(|h| {
+                let from = at - h.bar.xy();
+                let (ahead, beside) = (from.dot(&h.out.xy()), from.perp(&h.out.xy()).abs());
+                beside < 0.16 && (-0.1..0.35).contains(&ahead)
             });
+            if !in_the_way && clearance(sim, at, object)? > 0.075 {
+                places.push(((at - extent.root.xy()).norm(), at));
+            }
         }
     }
-    Ok(ways)
+    places.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Not six neighbours of one place.
+    let mut chosen: Vec<Vector2<f64>> = Vec::new();
+    for (_, at) in places {
+        if chosen.len() < 6 && chosen.iter().all(|other| (other - at).norm() > 0.07) {
+            chosen.push(at);
+        }
+    }
+    let rotation = hand.rotation;
+    let way = |xy: Vector2<f64>| {
+        let goal = Vector3::new(xy.x, xy.y, lowest + (extent.root.z - extent.low) + 0.010);
+        let over = Target::Over { object: object.into(), xy, z: hand.position.z };
+        Way {
+            name: format!("aside at {:.2} {:.2}", xy.x, xy.y),
+            moves: vec![
+                Move::transit(over, rotation, CLOSE),
+                Move::exact(Target::Carry { object: object.into(), goal }, rotation, CLOSE),
+                Move::hold(rotation, OPEN, RELEASE_STEPS),
+                Move::transit(Target::Shift(Vector3::z() * 0.12), rotation, OPEN),
+            ],
+        }
+    };
+    Ok(chosen.into_iter().map(way).collect())
 }

@@ -52,9 +52,10 @@ pub(super) fn plans(sim: &LiberoSim) -> Result<Vec<Vec<Stage>>> {
     let plain = [first.clone(), moves.clone(), last.clone()].concat();
     let mut plans = vec![plain];
     if !opened_for.is_empty() {
-        // An open drawer may stand over what is to go into it: fetch that first, set it aside, then open.
-        let aside = opened_for.into_iter().flat_map(|object| [Stage::Pick(object.clone()), Stage::PutAside(object)]);
-        plans.insert(0, [aside.collect(), first, moves, last].concat());
+        // An open drawer may stand over what is to go into it, out of reach: set that aside first, then open.
+        let aside =
+            opened_for.into_iter().flat_map(|object| [Stage::Pick(object.clone()), Stage::PutAside(object)]);
+        plans.push([aside.collect(), first, moves, last].concat());
     }
     Ok(plans)
 }
