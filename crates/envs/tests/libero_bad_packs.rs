@@ -159,6 +159,8 @@ fn descriptions_that_do_not_fit_are_told() {
     std::fs::write(copy.file("meta.json"), "{").unwrap();
     copy.fails_with(&["meta.json", "line 1"]);
     let copy = Copy::new();
-    std::fs::write(copy.file("model.xml"), "<mujoco><body/></mujoco>").unwrap();
-    copy.fails_with(&["model.xml"]);
+    std::fs::write(copy.file("model.xml"), "<mujoco><worldbody>").unwrap();
+    copy.fails_with(&["model.xml", "cannot load"]);
+    std::fs::write(copy.file("model.xml"), "<mujoco><worldbody/></mujoco>").unwrap();
+    copy.fails_with(&["`nq` says 58, but the scene has 0"]);
 }
