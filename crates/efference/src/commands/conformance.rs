@@ -29,7 +29,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let results = if libero::is_recording(&args.path) {
-        libero::run(&args.path).map_err(efference_envs::Error::from)?.into_iter().map(recorded).collect()
+        libero::run(&args.path)?.into_iter().map(recorded).collect()
     } else {
         run_with(&args.path, &elsewhere)?
     };

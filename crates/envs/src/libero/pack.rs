@@ -39,8 +39,7 @@ impl Pack {
         let path = dir.join("meta.json");
         let text = read(&path, MAX_TEXT_BYTES)?;
         check_format(&path, &text)?;
-        let meta: Meta =
-            serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let meta = parse(&path, &text)?;
         check_meta(&meta).map_err(|(field, problem)| Error::Field { path, field, problem })?;
         let states = init_states(&dir, &meta)?;
         Ok(Arc::new(Self { meta, dir, states, compiled: Mutex::default() }))
@@ -135,6 +134,20 @@ fn check_format(path: &Path, text: &[u8]) -> Result<()> {
         None => format!("is missing; packs of format {FORMAT} have it"),
     };
     Err(Error::Field { path: path.into(), field: "format".into(), problem })
+}
+
+/// A field of the wrong type is named with its place.
+fn parse(path: &Path, text: &[u8]) -> Result<Meta> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let field = error.path().to_string();
+        let path = path.to_path_buf();
+        match field.as_str() {
+            // A field that is missing at the top has no place.
+            "." => Error::Json { path, source: error.into_inner() },
+            _ => Error::Field { path, field, problem: format!("is not as expected: {}", error.into_inner()) },
+        }
+    })
 }
 
 type Found = std::result::Result<(), (String, String)>;

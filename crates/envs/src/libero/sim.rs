@@ -395,6 +395,7 @@ fn place_arm(pack: &Pack, scene: &Compiled, data: &mut Data) -> Result<()> {
     for (adr, angle) in scene.arm_qpos.iter().zip(pack.meta.robot.init_qpos) {
         qpos[*adr] = angle;
     }
-    data.forward()?;
+    // Objects lie in each other here; a state that is restored next starts the solver anew, so nothing is solved.
+    data.forward_position()?;
     Ok(())
 }
