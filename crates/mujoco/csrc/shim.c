@@ -507,10 +507,17 @@ typedef struct {
   float centre[3], radius;  // radius 0: without bounds
 } mirror;
 
-// The pyramid that a picture shows: four inward normals, through the camera.
+// The pyramid that a picture shows: inward normals of its four sides and of the plane behind which nothing is seen, all
+// through the camera.
+enum { SIDES = 5 };
 typedef struct {
-  float eye[3], normals[4][3];
+  float eye[3], normals[SIDES][3];
 } pyramid;
+
+// A geom's bounding box.
+typedef struct {
+  float corners[8][3];
+} bounds;
 
 static float dot(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -525,25 +532,67 @@ static pyramid seen_by(const mjvGLCamera* camera, float aspect) {
     p.normals[1][i] = f[i] * camera->frustum_top - u[i] * near;
     p.normals[2][i] = right[i] * near - f[i] * (camera->frustum_center - width);
     p.normals[3][i] = f[i] * (camera->frustum_center + width) - right[i] * near;
+    p.normals[4][i] = f[i];
   }
-  for (int k = 0; k < 4; k++) {
+  for (int k = 0; k < SIDES; k++) {
     const float length = sqrtf(dot(p.normals[k], p.normals[k]));
     for (int i = 0; i < 3; i++) p.normals[k][i] /= length;
   }
   return p;
 }
 
-static int reaches_into(const pyramid* p, const float centre[3], float radius) {
-  const float away[3] = {centre[0] - p->eye[0], centre[1] - p->eye[1], centre[2] - p->eye[2]};
-  for (int k = 0; k < 4; k++)
-    if (dot(p->normals[k], away) < -radius) return 0;
+static bounds box_of(const mjModel* m, const mjvGeom* g) {
+  bounds b;
+  const mjtNum* aabb = m->geom_aabb + 6 * g->objid;
+  for (int c = 0; c < 8; c++) {
+    float local[3];
+    for (int i = 0; i < 3; i++) {
+      // The margin is for rounding to single precision.
+      const float half = (float)aabb[3 + i] * 1.001f + 1e-4f;
+      local[i] = (float)aabb[i] + (c >> i & 1 ? half : -half);
+    }
+    for (int i = 0; i < 3; i++) b.corners[c][i] = g->pos[i] + dot(g->mat + 3 * i, local);
+  }
+  return b;
+}
+
+static bounds mirrored(const bounds* b, const mirror* in) {
+  bounds image;
+  for (int c = 0; c < 8; c++) {
+    const float* from = b->corners[c];
+    const float away[3] = {from[0] - in->point[0], from[1] - in->point[1], from[2] - in->point[2]};
+    const float height = 2 * dot(in->normal, away);
+    for (int i = 0; i < 3; i++) image.corners[c][i] = from[i] - height * in->normal[i];
+  }
+  return image;
+}
+
+// A ball around a box.
+static float ball(const bounds* b, float centre[3]) {
+  for (int i = 0; i < 3; i++) centre[i] = 0.5f * (b->corners[0][i] + b->corners[7][i]);
+  const float half[3] = {b->corners[7][0] - centre[0], b->corners[7][1] - centre[1], b->corners[7][2] - centre[2]};
+  return sqrtf(dot(half, half));
+}
+
+static int reaches_into(const pyramid* p, const bounds* b) {
+  for (int k = 0; k < SIDES; k++) {
+    int inside = 0;
+    for (int c = 0; c < 8 && !inside; c++) {
+      const float* x = b->corners[c];
+      const float away[3] = {x[0] - p->eye[0], x[1] - p->eye[1], x[2] - p->eye[2]};
+      inside = dot(p->normals[k], away) >= 0;
+    }
+    if (!inside) return 0;
+  }
   return 1;
 }
 
 // Whether the eye sees some of one ball through another, which stands for a surface somewhere inside it.
-static int seen_through(const float eye[3], const float window[3], float window_radius, const float ball[3], float radius) {
+static int seen_through(const float eye[3], const float window[3], float window_radius, const bounds* b) {
+  float centre[3];
+  const float radius = ball(b, centre);
   const float to_window[3] = {window[0] - eye[0], window[1] - eye[1], window[2] - eye[2]};
-  const float to_ball[3] = {ball[0] - eye[0], ball[1] - eye[1], ball[2] - eye[2]};
+  const float to_ball[3] = {centre[0] - eye[0], centre[1] - eye[1], centre[2] - eye[2]};
   const float window_distance = sqrtf(dot(to_window, to_window)), distance = sqrtf(dot(to_ball, to_ball));
   if (window_distance <= window_radius || distance <= radius) return 1;
   const float cosine = dot(to_window, to_ball) / (window_distance * distance);
@@ -551,7 +600,12 @@ static int seen_through(const float eye[3], const float window[3], float window_
   return between <= asinf(window_radius / window_distance) + asinf(radius / distance) + 1e-3f;
 }
 
-// Leaves out the geoms whose bounding spheres are outside the picture, and whose mirror images are. MuJoCo itself draws
+// Whether something is a geom of the model with a known end; planes have none.
+static int bounded(const mjModel* m, const mjvGeom* g) {
+  return g->objtype == mjOBJ_GEOM && g->objid >= 0 && g->objid < m->ngeom && m->geom_rbound[g->objid] > 0;
+}
+
+// Leaves out the geoms whose bounding boxes are outside the picture, and whose mirror images are. MuJoCo itself draws
 // everything; a hand camera sees little of the arm, which has most of the triangles. The picture is the same to the last
 // bit. With shadows what is not seen may still darken what is, so then nothing is left out.
 static void leave_out_unseen(const mjModel* m, mjvScene* scene, float aspect) {
@@ -572,27 +626,29 @@ static void leave_out_unseen(const mjModel* m, mjvScene* scene, float aspect) {
     for (int k = 0; k < 3; k++) {
       to->normal[k] = g->mat[3 * k + 2];
       to->point[k] = g->pos[k] + (g->type == mjGEOM_BOX ? g->size[2] * g->mat[3 * k + 2] : 0);
-      to->centre[k] = g->pos[k];
     }
-    const float* half = g->size;
-    to->radius = g->type == mjGEOM_BOX ? sqrtf(dot(half, half)) * 1.001f + 1e-4f : 0;
+    to->radius = 0;
+    if (!bounded(m, g)) {
+      count++;
+      continue;
+    }
+    const bounds here = box_of(m, g);
+    to->radius = ball(&here, to->centre);
     // One that is out of the picture shows nothing.
-    if (to->radius == 0 || reaches_into(&view, to->centre, to->radius)) count++;
+    if (reaches_into(&view, &here)) count++;
   }
   int kept = 0;
   for (int i = 0; i < scene->ngeom; i++) {
     const mjvGeom* g = scene->geoms + i;
-    int keep = g->objtype != mjOBJ_GEOM || g->objid < 0 || g->objid >= m->ngeom;
-    // Zero: without bounds, as planes are. The margin is for rounding to single precision.
-    const float radius = keep ? 0 : (float)m->geom_rbound[g->objid] * 1.001f + 1e-4f;
-    keep = keep || m->geom_rbound[g->objid] <= 0 || reaches_into(&view, g->pos, radius);
-    for (int k = 0; !keep && k < count; k++) {
-      const float *n = mirrors[k].normal, *p = mirrors[k].point;
-      const float away[3] = {g->pos[0] - p[0], g->pos[1] - p[1], g->pos[2] - p[2]};
-      const float height = 2 * dot(n, away);
-      const float image[3] = {g->pos[0] - height * n[0], g->pos[1] - height * n[1], g->pos[2] - height * n[2]};
-      keep = reaches_into(&view, image, radius) &&
-             (mirrors[k].radius == 0 || seen_through(view.eye, mirrors[k].centre, mirrors[k].radius, image, radius));
+    int keep = !bounded(m, g);
+    if (!keep) {
+      const bounds here = box_of(m, g);
+      keep = reaches_into(&view, &here);
+      for (int k = 0; !keep && k < count; k++) {
+        const bounds image = mirrored(&here, mirrors + k);
+        keep = reaches_into(&view, &image) &&
+               (mirrors[k].radius == 0 || seen_through(view.eye, mirrors[k].centre, mirrors[k].radius, &image));
+      }
     }
     if (keep) scene->geoms[kept++] = *g;
   }
