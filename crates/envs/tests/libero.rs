@@ -135,7 +135,9 @@ fn a_burning_stove_shows() {
     // The flame is a red disc under the burner's plate.
     let redder = |image: &efference_envs::RgbImage| {
         let pairs = image.pixels().zip(off.pixels());
-        pairs.filter(|(now, before)| i32::from(now[0]) > i32::from(before[0]) + 20 && now[2] <= before[2]).count()
+        pairs
+            .filter(|(now, before)| i32::from(now[0]) > i32::from(before[0]) + 20 && now[2] <= before[2])
+            .count()
     };
     println!("{} pixels", redder(&on));
     assert!(redder(&on) > 5);
