@@ -130,3 +130,19 @@ fn the_fast_profile_shows_the_same_scene() {
     let error = sim.render("overhead").unwrap_err().to_string();
     assert!(error.contains("no camera named `overhead`") && error.contains("agentview"), "{error}");
 }
+
+/// Every kind of scene can be drawn, by every camera; pictures have many colours and differ between cameras.
+#[test]
+fn every_scene_can_be_drawn() {
+    for name in ["libero_10_9", "libero_90_86", "libero_object_1", "libero_goal_0", "libero_spatial_0"] {
+        let pack = Pack::open(golden().join("packs_physics").join(name)).unwrap();
+        let mut sim = LiberoSim::new(&pack, &SimOptions { image_size: 64, ..SimOptions::default() }).unwrap();
+        sim.set_init_state(pack.init_state(0).unwrap()).unwrap();
+        let pictures: Vec<_> = CAMERAS.iter().map(|camera| sim.render(camera).unwrap()).collect();
+        assert_ne!(pictures[0], pictures[1]);
+        for picture in &pictures {
+            let colours: std::collections::BTreeSet<_> = picture.pixels().map(|p| p.0).collect();
+            assert!(colours.len() > 100, "{name}: {} colours", colours.len());
+        }
+    }
+}

@@ -665,7 +665,12 @@ static int draw(em_renderer* r, const mjModel* m, mjData* d, mjvCamera* view, un
     mjr_render(viewport, &r->scene, &r->context);
     mjr_readPixels(rgb, depth, viewport, &r->context);
   });
-  const int gl_error = mjr_getError();
+  // Only what spoils the picture counts: memory (0x0505), framebuffer (0x0506), lost context (0x0507). MuJoCo itself
+  // binds a texture to the wrong target in every frame of LIBERO's kitchens (0x0502), which OpenGL ignores.
+  int gl_error = 0, next;
+  for (int i = 0; i < 64 && (next = mjr_getError()); i++) {
+    if (next >= 0x0505 && next <= 0x0507) gl_error = next;
+  }
   if (!gl_error) return EM_OK;
   snprintf(last_error, sizeof last_error, "OpenGL error 0x%04x while drawing", gl_error);
   return EM_ERROR;
