@@ -105,7 +105,7 @@ fn copy(name: &str) -> tempfile::TempDir {
             if entry.path().is_dir() {
                 all(&entry.path(), &to)
             } else {
-                drop(fs::copy(entry.path(), to).unwrap())
+                fs::copy(entry.path(), to).unwrap();
             }
         }
     }

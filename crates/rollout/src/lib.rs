@@ -1,12 +1,10 @@
 //! Turns a policy and environments into trajectories.
 //!
 //! [`policy::VlaPolicy`] samples and scores action chunks through one forward path; [`collect::Collector`] plays planned
-//! episodes on many environments; [`demonstrate()`] and [`demonstrate_libero()`] let the scripted
-//! experts play; [`seeds`] is where every random number comes from.
+//! episodes on many environments; [`demonstrate()`] lets the scripted expert play; [`seeds`] is where every random number comes from.
 
 pub mod collect;
 pub mod demonstrate;
-pub mod demonstrate_libero;
 pub mod error;
 pub mod noise;
 pub mod policy;
@@ -15,7 +13,6 @@ pub mod trajectory;
 
 pub use collect::{CollectOptions, Collector, EnvSource};
 pub use demonstrate::demonstrate;
-pub use demonstrate_libero::demonstrate_libero;
 pub use error::{Error, Result};
 pub use noise::Noise;
 pub use policy::{Look, VlaPolicy};

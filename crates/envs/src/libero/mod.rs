@@ -14,6 +14,7 @@ mod clock;
 mod compiled;
 pub mod conformance;
 mod controller;
+mod demonstrate;
 mod env;
 mod error;
 pub mod expert;
@@ -29,6 +30,7 @@ mod sim;
 mod snapshot;
 pub mod suite;
 
+pub use demonstrate::demonstrate;
 pub use env::{LiberoEnv, LiberoOptions, eval_seed, train_seed};
 pub use error::{Error, Result};
 pub use meta::{

@@ -1,7 +1,7 @@
 //! `efference demos libero`: the scripted expert plays LIBERO.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,8 +10,10 @@ use clap::builder::RangedU64ValueParser;
 use efference_data::{Entry, Episode, EpisodeWriter, Error};
 use efference_envs::libero::expert::ExpertOptions;
 use efference_envs::libero::suite::Suite;
-use efference_envs::libero::{LiberoOptions, Pack, Profile, SubstepOrder, packs_dir, train_seed};
-use efference_rollout::{Purpose, demonstrate_libero, seed_for};
+use efference_envs::libero::{
+    LiberoOptions, Pack, Profile, SubstepOrder, demonstrate, packs_dir, train_seed,
+};
+use efference_rollout::{Purpose, seed_for};
 use efference_train::report::{Event, Reporter, StopFlag};
 use rayon::prelude::*;
 use serde_json::json;
@@ -143,14 +145,14 @@ fn tasks(args: &Args) -> Result<Vec<Tally>> {
         return Err(Failure::usage(what));
     }
     let root = packs_dir();
-    let open = |id: usize| {
+    let open = |id: usize| -> Result<Tally> {
         let pack = Pack::open(Pack::find(&root, &args.suite.to_string(), id)?)?;
         Ok(Tally { id, pack, tried: 0, stored: 0, steps: Vec::new() })
     };
     ids.into_iter().map(open).collect()
 }
 
-fn open(args: &Args, out: &PathBuf) -> Result<EpisodeWriter> {
+fn open(args: &Args, out: &Path) -> Result<EpisodeWriter> {
     if args.append {
         return Ok(EpisodeWriter::append_to(out)?);
     }
@@ -196,7 +198,7 @@ fn make(
             if stop.requested() {
                 return Ok(());
             }
-            let play = |&(t, i): &(usize, u64)| {
+            let play = |&(t, i): &(usize, u64)| -> Result<(usize, Attempt)> {
                 let tally = &tallies[t];
                 let seed = train_seed(seed_for(args.seed, Purpose::Demonstrations, &[tally.id as u64, i]));
                 let attempt = match there.get(&(tally.pack.id(), seed)) {
@@ -268,7 +270,7 @@ fn attempt(args: &Args, pack: &Arc<Pack>, seed: u64) -> Result<Episode> {
         jitter: if args.noise > 0.0 { 0.01 } else { 0.0 },
         ..Default::default()
     };
-    Ok(demonstrate_libero(pack, &options, expert, seed, args.look_every as usize)?)
+    Ok(demonstrate(pack, &options, expert, seed, args.look_every as usize)?)
 }
 
 fn tell(tallies: &[Tally], ui: &Ui) {

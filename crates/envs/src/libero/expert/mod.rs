@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LiberoSim, LiberoSnapshot, Result};
 use moves::Script;
-use skills::Way;
+use skills::{Variety, Way};
 use stages::Stage;
 
 /// How the expert plays.
@@ -29,7 +29,8 @@ use stages::Stage;
 pub struct ExpertOptions {
     /// Standard deviation of the noise on the six motion commands of executed actions (a tenth of it on rotations).
     pub noise: f64,
-    /// How far waypoints that need no precision are moved at random, in metres.
+    /// How far waypoints that need no precision are moved at random, in metres; above 0, episodes also differ in the side
+    /// of a rim that they grasp.
     pub jitter: f64,
     /// The most control steps that a plan may cost in trials.
     pub budget: usize,
@@ -74,7 +75,7 @@ struct Trial<'a> {
     sim: &'a mut LiberoSim,
     options: ExpertOptions,
     rng: ChaCha8Rng,
-    jitter: [f64; 2],
+    variety: Variety,
     labels: Vec<[f64; 7]>,
     executed: Vec<[f64; 7]>,
     states: Vec<LiberoSnapshot>,
@@ -97,14 +98,17 @@ impl Expert {
     pub fn plan(&mut self, sim: &mut LiberoSim, seed: u64) -> Result<ExpertEpisode> {
         let start = sim.snapshot();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let jitter = self.options.jitter;
-        let jitter =
-            std::array::from_fn(|_| if jitter > 0.0 { rng.random_range(-jitter..=jitter) } else { 0.0 });
+        let mut variety = Variety::default();
+        if self.options.jitter > 0.0 {
+            let far = self.options.jitter;
+            variety.jitter = std::array::from_fn(|_| rng.random_range(-far..=far));
+            variety.flip = rng.random();
+        }
         let mut trial = Trial {
             sim,
             options: self.options,
             rng,
-            jitter,
+            variety,
             labels: Vec::new(),
             executed: Vec::new(),
             states: Vec::new(),
@@ -155,7 +159,7 @@ impl Expert {
         let before = trial.sim.snapshot();
         let length = trial.labels.len();
         let name = format!("{stage:?}");
-        let mut ways = skills::ways(trial.sim, stage, plan.get(at + 1), trial.jitter)?;
+        let mut ways = skills::ways(trial.sim, stage, plan.get(at + 1), trial.variety)?;
         if let Some(memory) = self.memory.get(&name) {
             ways.sort_by_key(|way| std::cmp::Reverse(memory.get(&way.name).copied().unwrap_or(0)));
         }
@@ -168,20 +172,6 @@ impl Expert {
             let mut script = Script::new(moves);
             let last = at + 1 == plan.len();
             let worked = trial.run(stage, &mut script, last)?;
-            if std::env::var_os("EXPERT_DEBUG").is_some() {
-                let hand = trial.sim.eef_pose().position_m;
-                let thing = match stage {
-                    Stage::Pick(o) | Stage::PutAside(o) | Stage::Place { object: o, .. } => {
-                        Some(trial.sim.object_pose(o)?.position_m)
-                    }
-                    _ => None,
-                };
-                eprintln!(
-                    "{at} {} {way}: {worked} {} hand {hand:.3?} thing {thing:.3?}",
-                    &name[..name.len().min(30)],
-                    trial.labels.len() - length
-                );
-            }
             script.rewind();
             trial.chosen.push((name.clone(), way, script));
             if trial.sim.success() || (worked && self.solve(trial, plan, at + 1, limit)?) {

@@ -15,8 +15,9 @@ const RADIANS: f64 = 0.5;
 /// Proportional gains; with 3 the hand follows fast and does not overshoot.
 const GAIN_POSITION: f64 = 3.0;
 const GAIN_ROTATION: f64 = 2.0;
-/// A hand that moves less per step, for so many steps, is blocked.
+/// A hand that moves less per step, for so many steps, is blocked, unless it still has to turn this far.
 const STALL_M: f64 = 0.0012;
+const STALL_RADIANS: f64 = 0.3;
 const STALL_STEPS: usize = 7;
 
 /// Where the hand should be, in world coordinates; things that move are asked for at every step.
@@ -127,8 +128,8 @@ impl Script {
             let rotation = turn * now.rotation;
             let away = target - hand.position;
             let turned = (rotation * hand.rotation.inverse()).scaled_axis();
-            let moved = (hand.position - self.last).norm() + 0.03 * 0.0_f64.max(turned.norm() - 0.3);
-            self.still = if moved < STALL_M { self.still + 1 } else { 0 };
+            let moves = (hand.position - self.last).norm() >= STALL_M || turned.norm() > STALL_RADIANS;
+            self.still = if moves { 0 } else { self.still + 1 };
             self.last = hand.position;
             let over = match now.within {
                 None => self.steps >= now.steps,

@@ -27,15 +27,24 @@ const GRIP_WIDTH: f64 = 0.076;
 /// Things that are grasped by their rim, not around their middle.
 const OPEN_ABOVE: [&str; 8] = ["bowl", "plate", "ramekin", "mug", "pan", "tray", "basket", "saucer"];
 
-/// All ways to do `stage` from the present state. `jitter` (metres) moves waypoints that need no precision.
+/// What makes one episode differ from another.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Variety {
+    /// Moves waypoints that need no precision, in the plane, metres.
+    pub(super) jitter: [f64; 2],
+    /// Tries the other side of a rim first.
+    pub(super) flip: bool,
+}
+
+/// All ways to do `stage` from the present state.
 pub(super) fn ways(
     sim: &LiberoSim,
     stage: &Stage,
     next: Option<&Stage>,
-    jitter: [f64; 2],
+    variety: Variety,
 ) -> Result<Vec<Way>> {
     match stage {
-        Stage::Pick(object) => pick(sim, object, next, jitter),
+        Stage::Pick(object) => pick(sim, object, next, variety),
         Stage::Place { object, fact } => place(sim, object, fact),
         Stage::PutAside(object) => put_aside(sim, object, next),
         Stage::Open(what) => slide(sim, what, true),
@@ -111,10 +120,14 @@ fn grasps(sim: &LiberoSim, object: &str) -> Result<Vec<Grasp>> {
     Ok(grasps)
 }
 
-fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, jitter: [f64; 2]) -> Result<Vec<Way>> {
+fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, variety: Variety) -> Result<Vec<Way>> {
     let extent = Extent::of(sim, object)?;
     let rise = lift(sim, &extent, object, next)?;
-    let grasps = grasps(sim, object)?;
+    let mut grasps = grasps(sim, object)?;
+    if variety.flip && grasps.len() > 1 && is_open_above(sim, object)? {
+        grasps.swap(0, 1);
+    }
+    let jitter = variety.jitter;
     let of = |offset: Vector3<f64>| Target::Of { object: object.into(), offset };
     let way = |grasp: &Grasp, hover: f64, speed: f64| {
         let rotation = down(grasp.yaw);
@@ -140,22 +153,21 @@ fn pick(sim: &LiberoSim, object: &str, next: Option<&Stage>, jitter: [f64; 2]) -
 /// How far to lift: over everything between here and where it goes.
 fn lift(sim: &LiberoSim, extent: &Extent, object: &str, next: Option<&Stage>) -> Result<f64> {
     let Some(Stage::Place { fact, .. }) = next else { return Ok(0.12) };
-    let goal = goal_of(sim, object, &fact[2])?;
+    let goal = goal_of(sim, &fact[2])?;
     let top = surface(sim, goal.xy(), object, f64::INFINITY)?;
     Ok((top.max(goal.z) + 0.06 - extent.low).max(0.10))
 }
 
 /// Where the middle of a place is: an object's root or a site.
-fn goal_of(sim: &LiberoSim, object: &str, place: &str) -> Result<Vector3<f64>> {
+fn goal_of(sim: &LiberoSim, place: &str) -> Result<Vector3<f64>> {
     if sim.pack().meta.sites.contains_key(place) {
         return Ok(sim.site_pose(place)?.position_m.into());
     }
-    let _ = object;
     Ok(sim.object_pose(place)?.position_m.into())
 }
 
 fn place(sim: &LiberoSim, object: &str, fact: &[String]) -> Result<Vec<Way>> {
-    let goal = goal_of(sim, object, &fact[2])?;
+    let goal = goal_of(sim, &fact[2])?;
     let site = sim.pack().meta.sites.get(&fact[2]);
     let extent = Extent::of(sim, object)?;
     let hand = Hand::of(sim);
@@ -175,15 +187,14 @@ fn place(sim: &LiberoSim, object: &str, fact: &[String]) -> Result<Vec<Way>> {
             let xy = goal.xy() + Vector2::from(aside);
             let floor = surface(sim, xy, object, f64::INFINITY)?;
             let top = floor + below;
-            // Into a container: its walls are higher than what lies under the middle.
-            let rim = match site.and_then(|s| s.parent.as_deref()) {
-                Some(parent) if inside => Extent::of(sim, parent)?.high,
-                _ => floor,
-            };
-            let rim = if sim.pack().meta.objects.contains_key(&fact[2]) {
-                Extent::of(sim, &fact[2])?.high
-            } else {
-                rim
+            // Into or onto a container: its walls are higher than what lies under the middle.
+            let rim = match site {
+                None => Extent::of(sim, &fact[2])?.high,
+                Some(site) if inside => match &site.parent {
+                    Some(parent) => Extent::of(sim, parent)?.high,
+                    None => floor,
+                },
+                Some(_) => floor,
             };
             let over = hand.position.z.max(rim + 0.05 + (hand.position.z - extent.low));
             let over = over.min(hand.position.z + 0.25);

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::expert::{Expert, ExpertOptions};
+use super::{LiberoEnv, LiberoOptions, Pack};
+use crate::{Env, Result, mujoco_version};
 use efference_data::{Episode, EpisodeMeta, Source, States};
-use efference_envs::libero::expert::{Expert, ExpertOptions};
-use efference_envs::libero::{LiberoEnv, LiberoOptions, Pack};
-use efference_envs::{Env, mujoco_version};
-
-use crate::{Error, Result};
 
 /// Plays one episode from the initial state `env_seed`: a plan is found by trials in the simulation, noise is on what is
 /// executed, and the labels are what the expert wanted. The idle steps at the start are not part of it.
@@ -20,26 +18,23 @@ use crate::{Error, Result};
 /// Drawing contexts belong to threads: call it from a thread pool for many episodes.
 ///
 /// # Errors
-/// [`Error::Env`]: an option out of range, a goal that the scene contradicts, or no headless rendering.
-pub fn demonstrate_libero(
+/// An option out of range, a goal that the scene contradicts, or no headless rendering.
+pub fn demonstrate(
     pack: &Arc<Pack>,
     options: &LiberoOptions,
     expert: ExpertOptions,
     env_seed: u64,
     look_every: usize,
 ) -> Result<Episode> {
-    let task = pack.id();
-    let failed = |source| Error::Env { task: task.clone(), env_seed, source: Box::new(source) };
-    let in_sim = |source: efference_envs::libero::Error| failed(source.into());
-    let mut env = LiberoEnv::new(pack, options).map_err(in_sim)?;
-    env.reset(env_seed).map_err(failed)?;
-    let plan = Expert::new(expert).plan(env.sim_mut(), env_seed).map_err(in_sim)?;
+    let mut env = LiberoEnv::new(pack, options)?;
+    env.reset(env_seed)?;
+    let plan = Expert::new(expert).plan(env.sim_mut(), env_seed)?;
 
     let steps = plan.labels.len();
     let (state, entry) = LiberoEnv::start_of(pack, env_seed);
     let mut episode = Episode {
         meta: EpisodeMeta {
-            task: task.clone(),
+            task: pack.id(),
             instruction: env.instruction().to_owned(),
             seed: env_seed,
             success: plan.success,
@@ -66,7 +61,7 @@ pub fn demonstrate_libero(
     let cameras = if plan.success { env.spec().cameras.clone() } else { Vec::new() };
     for (t, snapshot) in plan.states.iter().enumerate() {
         let sim = env.sim_mut();
-        sim.restore(snapshot).map_err(in_sim)?;
+        sim.restore(snapshot)?;
         episode.proprio.push(sim.observation().policy_state().map(|v| v as f32));
         let row = sim.init_state();
         states.width = row.len();
@@ -76,7 +71,7 @@ pub fn demonstrate_libero(
         }
         episode.frame_steps.push(t as u32);
         for camera in &cameras {
-            let picture = env.render(camera).map_err(failed)?;
+            let picture = env.render(camera)?;
             episode.cameras.entry(camera.clone()).or_default().push(picture);
         }
     }

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use efference_data::Source;
 use efference_envs::libero::expert::ExpertOptions;
-use efference_envs::libero::{LiberoEnv, LiberoOptions, Pack, train_seed};
+use efference_envs::libero::{LiberoEnv, LiberoOptions, Pack, demonstrate, train_seed};
 use efference_envs::{Env, mujoco_version};
-use efference_rollout::demonstrate_libero;
 
 #[test]
 fn an_episode_holds_what_the_environment_shows() {
@@ -15,7 +14,7 @@ fn an_episode_holds_what_the_environment_shows() {
     let pack = Pack::open(golden).unwrap();
     let options = LiberoOptions { image_size: 32, ..LiberoOptions::default() };
     let seed = train_seed(3);
-    let episode = demonstrate_libero(&pack, &options, ExpertOptions::default(), seed, 25).unwrap();
+    let episode = demonstrate(&pack, &options, ExpertOptions::default(), seed, 25).unwrap();
     episode.validate().unwrap();
     let meta = &episode.meta;
     assert!(meta.success && meta.source == Source::Scripted && meta.mujoco_version == mujoco_version());
