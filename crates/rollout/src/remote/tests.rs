@@ -346,7 +346,9 @@ fn vla_eval_sends_what_the_server_asks_for() {
 
 #[test]
 fn vla_eval_errors_and_shifted_answers_are_refused() {
-    let error = |answer: fn(u64, &Value) -> Value| ask(&mut vla_eval(map(vec![]), answer)).unwrap_err();
+    fn error(answer: impl Fn(u64, &Value) -> Value + Send + Sync + Clone + 'static) -> RemoteError {
+        ask(&mut vla_eval(map(vec![]), answer)).unwrap_err()
+    }
     let failed = error(|seq, _| typed("error", map(vec![("error", "observation_failed: KeyError".into())]), seq));
     assert!(matches!(&failed, RemoteError::Server { text } if text.contains("KeyError")), "{failed:?}");
     let action = || map(vec![("actions", Value::Array(vec![Value::from(0.0); 7]))]);
