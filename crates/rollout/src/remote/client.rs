@@ -45,8 +45,8 @@ pub struct EpisodeStart {
 pub struct Question {
     /// The scene's camera, top row first.
     pub image: RgbImage,
-    /// The camera at the hand, top row first.
-    pub wrist: RgbImage,
+    /// The camera at the hand, top row first; `None` where [`RemotePolicy::wants_wrist`] is false.
+    pub wrist: Option<RgbImage>,
     /// End-effector position (world, metres), axis-angle (radians), finger positions (metres).
     pub state: [f64; 8],
     /// The same with the axis-angle of the quaternion that has w >= 0: vla-eval's servers may ask for it.
@@ -101,6 +101,11 @@ impl RemotePolicy {
     /// What the server said about itself, and where it is. Null before the first connection.
     pub fn metadata(&self) -> serde_json::Value {
         json!({ "protocol": self.address.scheme.name(), "server": self.metadata })
+    }
+
+    /// Whether the server looks at the hand's camera; known after [`RemotePolicy::connect`].
+    pub fn wants_wrist(&self) -> bool {
+        self.address.scheme == Scheme::OpenPi || self.wants.wrist
     }
 
     /// Tells the server that an episode begins (openpi's servers need not know).

@@ -27,9 +27,10 @@ pub(super) fn greet(policy: &mut RemotePolicy) -> Result<()> {
 /// The keys are those of openpi's LIBERO client.
 pub(super) fn ask(policy: &mut RemotePolicy, question: &Question) -> Result<Value> {
     let keys = Keys::Binary;
+    let wrist = question.wrist.as_ref().map_or(Value::Nil, |image| keys.image(image));
     let observation = Value::Map(vec![
         (Value::from("observation/image"), keys.image(&question.image)),
-        (Value::from("observation/wrist_image"), keys.image(&question.wrist)),
+        (Value::from("observation/wrist_image"), wrist),
         (Value::from("observation/state"), keys.vector(&question.state)),
         (Value::from("prompt"), Value::from(question.instruction.as_str())),
     ]);

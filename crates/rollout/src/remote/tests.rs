@@ -89,7 +89,7 @@ fn replies(value: Value) -> impl Fn(&mut WebSocket<TcpStream>, Value) + Send + S
 fn question() -> Question {
     Question {
         image: RgbImage::from_fn(4, 3, |x, y| image::Rgb([x as u8, y as u8, 7])),
-        wrist: RgbImage::new(4, 3),
+        wrist: Some(RgbImage::new(4, 3)),
         state: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5],
         state_half_turn: [9.0; 8],
         instruction: "put it there".into(),

@@ -14,7 +14,7 @@ const PROTOCOL_VERSION: u64 = 1;
 /// Which parts of an observation a server asks for in its `hello` (`observation_params`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wants {
-    wrist: bool,
+    pub wrist: bool,
     state: bool,
     /// Axis-angle of the quaternion as it is; without this the one with w >= 0.
     quat_as_is: bool,
@@ -115,8 +115,8 @@ pub(super) fn start(policy: &mut RemotePolicy, start: &EpisodeStart) -> Result<(
 pub(super) fn ask(policy: &mut RemotePolicy, question: &Question) -> Result<Value> {
     let keys = Keys::Text;
     let mut images = vec![(Value::from("agentview"), keys.image(&question.image))];
-    if policy.wants.wrist {
-        images.push((Value::from("wrist"), keys.image(&question.wrist)));
+    if let Some(wrist) = question.wrist.as_ref().filter(|_| policy.wants.wrist) {
+        images.push((Value::from("wrist"), keys.image(wrist)));
     }
     let mut observation = vec![
         (Value::from("images"), Value::Map(images)),
