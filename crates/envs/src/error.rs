@@ -86,7 +86,17 @@ pub enum Error {
         source: rayon::ThreadPoolBuildError,
     },
 
+    /// A task pack or its simulation.
+    #[error(transparent)]
+    Libero(#[from] Box<crate::libero::Error>),
+
     /// The simulator or the renderer failed.
     #[error(transparent)]
     Simulator(#[from] efference_mujoco::Error),
+}
+
+impl From<crate::libero::Error> for Error {
+    fn from(error: crate::libero::Error) -> Self {
+        Self::Libero(Box::new(error))
+    }
 }

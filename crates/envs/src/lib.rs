@@ -3,6 +3,7 @@
 //! - [`Env`]: reset, step, look, snapshot. Drawing is lazy: an image is made only when somebody asks for it.
 //! - [`VecEnv`]: many of them over threads; the results do not depend on how many threads.
 //! - [`tabletop`]: six manipulation tasks on one table, in MuJoCo.
+//! - [`libero`]: the LIBERO benchmark, equal to the original step for step.
 //! - [`robosuite`], [`robosuite_import`]: people's recorded demonstrations, replayed and made into episodes.
 //!
 //! ```no_run
@@ -19,6 +20,7 @@
 
 mod env;
 mod error;
+pub mod libero;
 pub mod robosuite;
 pub mod robosuite_import;
 pub mod tabletop;

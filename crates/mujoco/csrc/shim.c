@@ -111,11 +111,58 @@ mjModel* em_model_load_string(const char* xml, int len, const em_asset* assets, 
   return m;
 }
 
-mjModel* em_model_copy(const mjModel* m) {
-  mjModel* copy = NULL;
-  GUARD(NULL, copy = mj_copyModel(NULL, m));
-  if (!copy) fail("out of memory");
-  return copy;
+// Everything that src/edit.rs can set, with its number of elements.
+#define LAYERED(X)                                                                                       \
+  X(body_pos, 3 * m->nbody)                                                                              \
+  X(body_quat, 4 * m->nbody)                                                                             \
+  X(geom_friction, 3 * m->ngeom)                                                                         \
+  X(geom_pos, 3 * m->ngeom)                                                                              \
+  X(geom_quat, 4 * m->ngeom)                                                                             \
+  X(site_pos, 3 * m->nsite)                                                                              \
+  X(site_quat, 4 * m->nsite)                                                                             \
+  X(cam_pos, 3 * m->ncam)                                                                                \
+  X(cam_quat, 4 * m->ncam)                                                                               \
+  X(cam_fovy, m->ncam)                                                                                   \
+  X(light_pos, 3 * m->nlight)                                                                            \
+  X(light_dir, 3 * m->nlight)                                                                            \
+  X(geom_rgba, 4 * m->ngeom)                                                                             \
+  X(site_rgba, 4 * m->nsite)                                                                             \
+  X(mat_rgba, 4 * m->nmat)                                                                               \
+  X(light_ambient, 3 * m->nlight)                                                                        \
+  X(light_diffuse, 3 * m->nlight)                                                                        \
+  X(light_specular, 3 * m->nlight)                                                                       \
+  X(light_active, m->nlight)                                                                             \
+  X(light_castshadow, m->nlight)
+
+mjModel* em_model_layer(const mjModel* m) {
+  // One block: the struct, then the arrays in falling order of alignment (the list above has doubles first).
+  size_t size = (sizeof(mjModel) + 15) / 16 * 16;
+#define X(name, count) size += sizeof(*m->name) * (size_t)(count);
+  LAYERED(X)
+#undef X
+  mjModel* layer = malloc(size);
+  if (!layer) {
+    fail("out of memory");
+    return NULL;
+  }
+  *layer = *m;
+  char* place = (char*)layer + (sizeof(mjModel) + 15) / 16 * 16;
+#define X(name, count)                                      \
+  {                                                         \
+    const size_t bytes = sizeof(*m->name) * (size_t)(count); \
+    if (bytes) memcpy(place, m->name, bytes);               \
+    layer->name = (void*)place;                             \
+    place += bytes;                                         \
+  }
+  LAYERED(X)
+#undef X
+  return layer;
+}
+
+void em_model_layer_free(mjModel* m) { free(m); }
+
+void em_model_compute_sensors(mjModel* m, int on) {
+  m->opt.disableflags = on ? m->opt.disableflags & ~mjDSBL_SENSOR : m->opt.disableflags | mjDSBL_SENSOR;
 }
 
 void em_model_free(mjModel* m) { mj_deleteModel(m); }
@@ -178,6 +225,7 @@ void em_data_free(mjData* d) { mj_deleteData(d); }
 void em_data_view_of(mjData* d, em_data_view* v) {
   *v = (em_data_view){
       .time = &d->time, .qpos = d->qpos, .qvel = d->qvel, .act = d->act, .ctrl = d->ctrl, .qacc = d->qacc,
+      .qacc_warmstart = d->qacc_warmstart,
       .qfrc_applied = d->qfrc_applied, .xfrc_applied = d->xfrc_applied, .qfrc_bias = d->qfrc_bias,
       .qfrc_passive = d->qfrc_passive, .qfrc_actuator = d->qfrc_actuator, .qfrc_constraint = d->qfrc_constraint,
       .actuator_force = d->actuator_force, .mocap_pos = d->mocap_pos, .mocap_quat = d->mocap_quat,
@@ -192,32 +240,47 @@ int em_reset(const mjModel* m, mjData* d, int keyframe) {
   return EM_OK;
 }
 
-int em_step(const mjModel* m, mjData* d, int n, int* quantity, int* index, double* time) {
+// Whether MuJoCo has counted an instability; if so, the state is reset.
+static int unstable(const mjModel* m, mjData* d, int* quantity, int* index) {
   // in the order of EM_BAD_*
-  static const int unstable[] = {mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC, mjWARN_BADCTRL};
-  GUARD_DATA(d, {
-    for (int step = 0; step < n; step++) {
-      const double before = d->time;
-      mj_step(m, d);
-      for (int i = 0; i < 4; i++) {
-        mjWarningStat* w = &d->warning[unstable[i]];
-        if (w->number) {
-          *quantity = i;
-          *index = w->lastinfo;
-          *time = before;
-          // MuJoCo has reset by itself, but also integrated once since, or (bad controls) carried on with zeros.
-          mj_resetData(m, d);
-          escape_to = outer;
-          return EM_UNSTABLE;
-        }
-      }
+  static const int kinds[] = {mjWARN_BADQPOS, mjWARN_BADQVEL, mjWARN_BADQACC, mjWARN_BADCTRL};
+  for (int i = 0; i < 4; i++) {
+    const mjWarningStat* w = &d->warning[kinds[i]];
+    if (w->number) {
+      *quantity = i;
+      *index = w->lastinfo;
+      // MuJoCo has reset by itself, but also integrated once since, or (bad controls) carried on with zeros.
+      mj_resetData(m, d);
+      return 1;
     }
-  });
-  return EM_OK;
+  }
+  return 0;
 }
+
+#define STEPS(count, advance)                \
+  int bad = 0;                               \
+  GUARD_DATA(d, {                            \
+    for (int step = 0; step < (count) && !bad; step++) { \
+      *time = d->time;                       \
+      advance(m, d);                         \
+      bad = unstable(m, d, quantity, index); \
+    }                                        \
+  });                                        \
+  return bad ? EM_UNSTABLE : EM_OK
+
+int em_step(const mjModel* m, mjData* d, int n, int* quantity, int* index, double* time) { STEPS(n, mj_step); }
+
+int em_step1(const mjModel* m, mjData* d, int* quantity, int* index, double* time) { STEPS(1, mj_step1); }
+
+int em_step2(const mjModel* m, mjData* d, int* quantity, int* index, double* time) { STEPS(1, mj_step2); }
 
 int em_forward(const mjModel* m, mjData* d) {
   GUARD_DATA(d, mj_forward(m, d));
+  return EM_OK;
+}
+
+int em_forward_acceleration(const mjModel* m, mjData* d) {
+  GUARD_DATA(d, mj_forwardSkip(m, d, mjSTAGE_VEL, 1));
   return EM_OK;
 }
 
@@ -266,6 +329,28 @@ int em_mass_matrix(const mjModel* m, mjData* d, double* out) {
   return EM_OK;
 }
 
+int em_mass_block(const mjModel* m, mjData* d, const int* dofs, int n, double* out) {
+  for (int i = 0; i < n; i++) {
+    for (int k = 0; k < n; k++) out[i * n + k] = 0;
+  }
+  for (int i = 0; i < n; i++) {
+    // A row holds the columns of the degree of freedom and of those that it hangs on.
+#if mjVERSION_HEADER >= 3010000
+    for (int e = m->M_rowadr[dofs[i]]; e < m->M_rowadr[dofs[i]] + m->M_rownnz[dofs[i]]; e++) {
+      const int column = m->M_colind[e];
+      const double value = d->M[e];
+#else
+    for (int column = dofs[i], e = m->dof_Madr[dofs[i]]; column >= 0; column = m->dof_parentid[column], e++) {
+      const double value = d->qM[e];
+#endif
+      for (int k = 0; k < n; k++) {
+        if (dofs[k] == column) out[i * n + k] = out[k * n + i] = value;
+      }
+    }
+  }
+  return EM_OK;
+}
+
 int em_velocity(const mjModel* m, mjData* d, int kind, int id, double* out) {
   // A body's own frame, not the frame of its inertia.
   const int type = kind == EM_BODY ? mjOBJ_XBODY : object_type(kind);
@@ -283,6 +368,11 @@ void em_contact_at(const mjModel* m, const mjData* d, int index, em_contact* out
   mj_contactForce(m, d, index, out->force);
   out->geom1 = c->geom[0];
   out->geom2 = c->geom[1];
+}
+
+void em_contact_geoms(const mjData* d, int index, int out[2]) {
+  out[0] = d->contact[index].geom[0];
+  out[1] = d->contact[index].geom[1];
 }
 
 int em_overflow_count(const mjData* d) {

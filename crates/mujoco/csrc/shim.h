@@ -34,7 +34,7 @@ typedef struct {
 } em_model_view;
 
 typedef struct {
-  double *time, *qpos, *qvel, *act, *ctrl, *qacc;
+  double *time, *qpos, *qvel, *act, *ctrl, *qacc, *qacc_warmstart;
   double *qfrc_applied, *xfrc_applied, *qfrc_bias, *qfrc_passive, *qfrc_actuator, *qfrc_constraint, *actuator_force;
   double *mocap_pos, *mocap_quat;
   double *xpos, *xquat, *xmat, *xipos, *geom_xpos, *geom_xmat, *site_xpos, *site_xmat, *cam_xpos, *cam_xmat;
@@ -72,8 +72,12 @@ void em_layout(size_t out[6]);
 // Model. `warning` receives the compiler's warnings (empty: none).
 mjModel* em_model_load_file(const char* path, char* warning, int warning_len);
 mjModel* em_model_load_string(const char* xml, int len, const em_asset* assets, int nasset, char* warning, int warning_len);
-mjModel* em_model_copy(const mjModel* m);
 void em_model_free(mjModel* m);
+// A model with its own copy of everything that has a setter, and the other arrays (meshes, textures, ...) of `m`, which
+// must outlive it.
+mjModel* em_model_layer(const mjModel* m);
+void em_model_layer_free(mjModel* m);
+void em_model_compute_sensors(mjModel* m, int on);
 void em_model_view_of(mjModel* m, em_model_view* out);
 int em_name_id(const mjModel* m, int kind, const char* name);
 const char* em_id_name(const mjModel* m, int kind, int id);
@@ -86,7 +90,12 @@ void em_data_view_of(mjData* d, em_data_view* out);
 int em_reset(const mjModel* m, mjData* d, int keyframe);
 // EM_UNSTABLE: `quantity` is EM_BAD_*, `index` the bad element, `time` that of the last good state; the state is reset.
 int em_step(const mjModel* m, mjData* d, int n, int* quantity, int* index, double* time);
+// The two halves of a step, before and after the controls are chosen; results as em_step.
+int em_step1(const mjModel* m, mjData* d, int* quantity, int* index, double* time);
+int em_step2(const mjModel* m, mjData* d, int* quantity, int* index, double* time);
 int em_forward(const mjModel* m, mjData* d);
+// The part of em_forward that depends on controls; positions and velocities must not have changed since the last one.
+int em_forward_acceleration(const mjModel* m, mjData* d);
 int em_forward_position(const mjModel* m, mjData* d);
 int em_kinematics(const mjModel* m, mjData* d);
 int em_state_get(const mjModel* m, const mjData* d, double* out);
@@ -94,9 +103,12 @@ int em_state_set(const mjModel* m, mjData* d, const double* in);
 int em_jac_site(const mjModel* m, mjData* d, int site, double* jacp, double* jacr);
 int em_jac_point(const mjModel* m, mjData* d, int body, const double* point, double* jacp, double* jacr);
 int em_mass_matrix(const mjModel* m, mjData* d, double* out);
+// Rows and columns `dofs` (n of them) of the mass matrix.
+int em_mass_block(const mjModel* m, mjData* d, const int* dofs, int n, double* out);
 int em_velocity(const mjModel* m, mjData* d, int kind, int id, double* out);
 int em_contact_count(const mjData* d);
 void em_contact_at(const mjModel* m, const mjData* d, int index, em_contact* out);
+void em_contact_geoms(const mjData* d, int index, int out[2]);
 // How often a buffer was too small: contacts, constraints, visual objects.
 int em_overflow_count(const mjData* d);
 

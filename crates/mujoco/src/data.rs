@@ -2,7 +2,7 @@
 
 use crate::{
     Error, JointKind, Kind, Model, Result,
-    ffi::{self, DataView, RawData},
+    ffi::{self, DataView, RawData, RawModel},
     model::{check, failed, init},
 };
 use std::{ffi::c_int, ops::Range, ptr::NonNull, sync::Arc};
@@ -111,17 +111,46 @@ impl Data {
     /// # Errors
     /// [`Error::Unstable`] when the state turned into NaN or huge numbers, in which case MuJoCo has reset it.
     pub fn step(&mut self, n: usize) -> Result<()> {
-        let (mut quantity, mut index, mut time_secs) = (0, 0, 0.0);
         let n = c_int::try_from(n).map_err(|_| Error::Value {
             what: "number of steps",
             expected: "at most 2147483647",
             got: n.to_string(),
         })?;
-        // SAFETY: model and data belong together; the three outputs are ours.
-        let status = unsafe {
-            ffi::em_step(self.model.raw(), self.raw(), n, &mut quantity, &mut index, &mut time_secs)
-        };
-        match status {
+        self.advance(|model, data, quantity, index, time| {
+            // SAFETY: model and data belong together; the three outputs are ours.
+            unsafe { ffi::em_step(model, data, n, quantity, index, time) }
+        })
+    }
+
+    /// First half of a step: everything that follows from positions and velocities (poses, contacts, mass matrix, bias
+    /// forces). Then choose the controls and call [`Data::step2`]; the two together are a [`Data::step`].
+    ///
+    /// # Errors
+    /// As [`Data::step`].
+    pub fn step1(&mut self) -> Result<()> {
+        self.advance(|model, data, quantity, index, time| {
+            // SAFETY: as in `step`.
+            unsafe { ffi::em_step1(model, data, quantity, index, time) }
+        })
+    }
+
+    /// Second half of a step: forces, accelerations, and the advance of time.
+    ///
+    /// # Errors
+    /// As [`Data::step`].
+    pub fn step2(&mut self) -> Result<()> {
+        self.advance(|model, data, quantity, index, time| {
+            // SAFETY: as in `step`.
+            unsafe { ffi::em_step2(model, data, quantity, index, time) }
+        })
+    }
+
+    fn advance(
+        &mut self,
+        call: impl FnOnce(*const RawModel, *mut RawData, *mut c_int, *mut c_int, *mut f64) -> c_int,
+    ) -> Result<()> {
+        let (mut quantity, mut index, mut time_secs) = (0, 0, 0.0);
+        match call(self.model.raw(), self.raw(), &mut quantity, &mut index, &mut time_secs) {
             ffi::OK => Ok(()),
             ffi::UNSTABLE => Err(self.unstable(quantity, index, time_secs)),
             _ => Err(failed("step")),
@@ -151,6 +180,19 @@ impl Data {
     pub fn forward(&mut self) -> Result<()> {
         // SAFETY: model and data belong together.
         self.done("forward", unsafe { ffi::em_forward(self.model.raw(), self.raw()) })
+    }
+
+    /// What [`Data::forward`] computes from the controls on: forces and accelerations, but not the sensors. Valid when
+    /// positions and velocities have not changed since [`Data::step1`] or [`Data::forward`]; then the result, and what
+    /// becomes of the solver's warm start, is that of `forward` bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::MuJoCo`] when MuJoCo's memory for this simulation is too small.
+    pub fn forward_acceleration(&mut self) -> Result<()> {
+        // SAFETY: model and data belong together.
+        self.done("forward_acceleration", unsafe {
+            ffi::em_forward_acceleration(self.model.raw(), self.raw())
+        })
     }
 
     /// Computes what follows from positions alone: poses, contacts, mass matrix. Leaves the state as it is.
@@ -209,6 +251,8 @@ impl Data {
         qvel, qvel_mut: qvel, |m| m.nv();
         /// Generalised accelerations, [nv].
         qacc: qacc, |m| m.nv();
+        /// Accelerations that the constraint solver starts from, [nv]; part of the state.
+        qacc_warmstart, qacc_warmstart_mut: qacc_warmstart, |m| m.nv();
         /// Actuator activations, [na].
         act, act_mut: act, |m| m.na();
         /// Controls, [nu]; values outside an actuator's range are clipped by MuJoCo.

@@ -1,7 +1,7 @@
 //! What may be changed in a loaded model: looks, places of fixed things, friction, the timestep.
 //!
 //! Each setter writes plain numbers that MuJoCo reads afresh at every step or frame, so no change can break the model's
-//! structure. Give each environment its own copy ([`Model::try_clone`], or [`Data::model_mut`](crate::Data::model_mut)).
+//! structure. What is set here lies in the model's own layer (`LAYERED` in `csrc/shim.c`). Give each environment its own copy ([`Model::try_clone`], or [`Data::model_mut`](crate::Data::model_mut)).
 
 use crate::{Error, Model, Result, model::check};
 use std::ffi::c_int;
@@ -101,6 +101,13 @@ impl Model {
         }
         self.write(self.view.timestep, 1, 0, [timestep_secs]);
         Ok(())
+    }
+
+    /// Whether sensors are computed (they are at first). Without, their readings stay as they are, and nothing else
+    /// changes.
+    pub fn set_compute_sensors(&mut self, on: bool) {
+        // SAFETY: `&mut self` makes us the only user of the model; the flag is a number of its own.
+        unsafe { crate::ffi::em_model_compute_sensors(self.raw_mut(), c_int::from(on)) }
     }
 
     fn write<T: Copy, const N: usize>(&mut self, array: *mut T, count: c_int, index: usize, value: [T; N]) {

@@ -111,6 +111,7 @@ pub struct DataView {
     pub act: *mut c_double,
     pub ctrl: *mut c_double,
     pub qacc: *mut c_double,
+    pub qacc_warmstart: *mut c_double,
     pub qfrc_applied: *mut c_double,
     pub xfrc_applied: *mut c_double,
     pub qfrc_bias: *mut c_double,
@@ -187,8 +188,10 @@ unsafe extern "C" {
         warning: *mut c_char,
         warning_len: c_int,
     ) -> *mut RawModel;
-    pub fn em_model_copy(m: *const RawModel) -> *mut RawModel;
     pub fn em_model_free(m: *mut RawModel);
+    pub fn em_model_layer(m: *const RawModel) -> *mut RawModel;
+    pub fn em_model_layer_free(m: *mut RawModel);
+    pub fn em_model_compute_sensors(m: *mut RawModel, on: c_int);
     pub fn em_model_view_of(m: *mut RawModel, out: *mut ModelView);
     pub fn em_name_id(m: *const RawModel, kind: c_int, name: *const c_char) -> c_int;
     pub fn em_id_name(m: *const RawModel, kind: c_int, id: c_int) -> *const c_char;
@@ -206,6 +209,21 @@ unsafe extern "C" {
         index: *mut c_int,
         time: *mut c_double,
     ) -> c_int;
+    pub fn em_step1(
+        m: *const RawModel,
+        d: *mut RawData,
+        quantity: *mut c_int,
+        index: *mut c_int,
+        time: *mut c_double,
+    ) -> c_int;
+    pub fn em_step2(
+        m: *const RawModel,
+        d: *mut RawData,
+        quantity: *mut c_int,
+        index: *mut c_int,
+        time: *mut c_double,
+    ) -> c_int;
+    pub fn em_forward_acceleration(m: *const RawModel, d: *mut RawData) -> c_int;
     pub fn em_forward(m: *const RawModel, d: *mut RawData) -> c_int;
     pub fn em_forward_position(m: *const RawModel, d: *mut RawData) -> c_int;
     pub fn em_kinematics(m: *const RawModel, d: *mut RawData) -> c_int;
@@ -227,6 +245,13 @@ unsafe extern "C" {
         jacr: *mut c_double,
     ) -> c_int;
     pub fn em_mass_matrix(m: *const RawModel, d: *mut RawData, out: *mut c_double) -> c_int;
+    pub fn em_mass_block(
+        m: *const RawModel,
+        d: *mut RawData,
+        dofs: *const c_int,
+        n: c_int,
+        out: *mut c_double,
+    ) -> c_int;
     pub fn em_velocity(
         m: *const RawModel,
         d: *mut RawData,
@@ -236,6 +261,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn em_contact_count(d: *const RawData) -> c_int;
     pub fn em_contact_at(m: *const RawModel, d: *const RawData, index: c_int, out: *mut RawContact);
+    pub fn em_contact_geoms(d: *const RawData, index: c_int, out: *mut c_int);
     pub fn em_overflow_count(d: *const RawData) -> c_int;
 
     pub fn em_renderer_new(

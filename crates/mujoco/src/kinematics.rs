@@ -151,6 +151,26 @@ impl Data {
         if status == ffi::OK { Ok(()) } else { Err(failed("mass_matrix")) }
     }
 
+    /// Some rows and the same columns of the mass matrix, [n x n], symmetric; n is the number of `dofs`.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when there is no such degree of freedom, [`Error::Length`] when `out` has another length.
+    pub fn mass_block<const N: usize>(&self, dofs: &[usize; N], out: &mut [f64]) -> Result<()> {
+        if out.len() != N * N {
+            return Err(Error::Length { what: "mass matrix [n x n]", expected: N * N, got: out.len() });
+        }
+        let mut ids = [0; N];
+        for (id, dof) in ids.iter_mut().zip(dofs) {
+            *id = crate::Model::index("degree of freedom", *dof, self.model().view.nv)?;
+        }
+        // SAFETY: model and data belong together; indices and length were checked.
+        let status = unsafe {
+            let (ids, out) = (ids.as_ptr(), out.as_mut_ptr());
+            ffi::em_mass_block(self.model().raw(), self.raw(), ids, N as c_int, out)
+        };
+        self.done("mass_block", status)
+    }
+
     /// Number of contacts, deformable bodies included.
     pub fn contact_count(&self) -> usize {
         // SAFETY: valid data.
@@ -175,6 +195,19 @@ impl Data {
                 normal_force_n: raw.force[0],
                 tangent_force_n: [raw.force[1], raw.force[2]],
             })
+        })
+    }
+
+    /// Pairs of geoms in MuJoCo's list of contacts, those that are only near each other included; much cheaper than
+    /// [`Data::contacts`].
+    pub fn contact_geoms(&self) -> impl Iterator<Item = [usize; 2]> + '_ {
+        let count = self.contact_count();
+        (0..count).filter_map(move |index| {
+            let mut geoms = [-1; 2];
+            // SAFETY: `count` is the number of contacts, which stays while data is borrowed; two numbers are written.
+            unsafe { ffi::em_contact_geoms(self.raw(), index as c_int, geoms.as_mut_ptr()) };
+            let [a, b] = geoms.map(usize::try_from);
+            Some([a.ok()?, b.ok()?])
         })
     }
 

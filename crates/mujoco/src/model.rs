@@ -10,21 +10,39 @@ use std::{
     path::Path,
     ptr::NonNull,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 /// A compiled scene: bodies, joints, geoms, cameras, actuators.
 ///
-/// Loading is slow (milliseconds to seconds), copying by [`Model::try_clone`] is a few memory copies. Everything that
-/// simulates or draws takes `&Model` or `Arc<Model>`; what may be changed after loading has a setter that takes `&mut`.
+/// Loading is slow (milliseconds to seconds), copying by [`Model::try_clone`] takes microseconds: copies share meshes,
+/// textures and all else that cannot be changed. Everything that simulates or draws takes `&Model` or `Arc<Model>`; what
+/// may be changed after loading has a setter that takes `&mut`.
 pub struct Model {
+    /// Own memory of all that has a setter, over the shared rest.
     raw: NonNull<RawModel>,
+    shared: Arc<Loaded>,
     pub(crate) view: ModelView,
     /// The same for all copies of one load: what a renderer has uploaded fits all of them.
     pub(crate) lineage: u64,
     warning: String,
+}
+
+/// What the loader made: never changed, as every [`Model`] is a layer over it.
+struct Loaded(NonNull<RawModel>);
+
+// SAFETY: plain memory without ties to a thread.
+unsafe impl Send for Loaded {}
+// SAFETY: nobody writes to it.
+unsafe impl Sync for Loaded {}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: we own it and this is the last use: layers hold the `Arc`.
+        unsafe { ffi::em_model_free(self.0.as_ptr()) }
+    }
 }
 
 // SAFETY: a model is plain memory without ties to a thread. Shared references only read it (the setters take `&mut`),
@@ -132,20 +150,29 @@ impl Model {
             .ok_or_else(|| load_error(name, &ffi::last_error()))?;
         let text = warning.split(|b| *b == 0).next().unwrap_or_default();
         let warning = String::from_utf8_lossy(text).trim().to_owned();
-        // SAFETY: fresh from the loader, owned by nobody else.
-        Ok(unsafe { Self::own(raw, NEXT_LINEAGE.fetch_add(1, Ordering::Relaxed), warning) })
+        let shared = Arc::new(Loaded(raw));
+        // SAFETY: fresh from the loader and kept by `shared`.
+        unsafe { Self::layer(raw.as_ptr(), shared, NEXT_LINEAGE.fetch_add(1, Ordering::Relaxed), warning) }
     }
 
     /// # Safety
-    /// `raw` is a valid model that the result becomes the only owner of.
-    unsafe fn own(raw: NonNull<RawModel>, lineage: u64, warning: String) -> Self {
+    /// `from` is what `shared` holds, or a layer over it.
+    unsafe fn layer(
+        from: *const RawModel,
+        shared: Arc<Loaded>,
+        lineage: u64,
+        warning: String,
+    ) -> Result<Self> {
+        // SAFETY: promised by the caller; what the layer shares is kept alive by `shared`.
+        let raw =
+            NonNull::new(unsafe { ffi::em_model_layer(from) }).ok_or_else(|| failed("copying the model"))?;
         let mut view = std::mem::MaybeUninit::uninit();
         // SAFETY: the shim fills the whole struct; the arrays stay where they are for the model's life.
         let view = unsafe {
             ffi::em_model_view_of(raw.as_ptr(), view.as_mut_ptr());
             view.assume_init()
         };
-        Self { raw, view, lineage, warning }
+        Ok(Self { raw, shared, view, lineage, warning })
     }
 
     /// A copy that can be changed by itself. Renderers made for one can draw the other.
@@ -153,11 +180,14 @@ impl Model {
     /// # Errors
     /// [`Error::MuJoCo`] when memory runs out.
     pub fn try_clone(&self) -> Result<Self> {
-        // SAFETY: the model is valid; the copy is ours alone.
-        let raw = unsafe { ffi::em_model_copy(self.raw()) };
-        let raw = NonNull::new(raw).ok_or_else(|| failed("copying the model"))?;
-        // SAFETY: as above.
-        Ok(unsafe { Self::own(raw, self.lineage, self.warning.clone()) })
+        // SAFETY: our own model is a layer over what `shared` holds.
+        unsafe { Self::layer(self.raw(), Arc::clone(&self.shared), self.lineage, self.warning.clone()) }
+    }
+
+    /// The same number for all copies of one loaded model, and another one for every other: whether they can be drawn
+    /// by the same renderer.
+    pub fn lineage(&self) -> u64 {
+        self.lineage
     }
 
     /// What MuJoCo's compiler warned about; empty if nothing.
@@ -166,6 +196,10 @@ impl Model {
     }
 
     pub(crate) fn raw(&self) -> *const RawModel {
+        self.raw.as_ptr()
+    }
+
+    pub(crate) fn raw_mut(&mut self) -> *mut RawModel {
         self.raw.as_ptr()
     }
 
@@ -269,6 +303,21 @@ impl Model {
     /// MuJoCo's `mjtGeom` number: 0 plane, 2 sphere, 3 capsule, 4 ellipsoid, 5 cylinder, 6 box, 7 mesh.
     pub fn geom_type(&self, geom: usize) -> i32 {
         self.read_int(self.view.geom_type, self.view.ngeom, geom)
+    }
+
+    /// Place of a body in its parent's frame, metres.
+    pub fn body_pos(&self, body: usize) -> [f64; 3] {
+        self.read(self.view.body_pos, self.view.nbody, body)
+    }
+
+    /// Orientation of a body in its parent's frame, wxyz.
+    pub fn body_quat(&self, body: usize) -> [f64; 4] {
+        self.read(self.view.body_quat, self.view.nbody, body)
+    }
+
+    /// Colour of a site, each in 0..=1; with a negative alpha it is not drawn.
+    pub fn site_rgba(&self, site: usize) -> [f32; 4] {
+        self.read(self.view.site_rgba, self.view.nsite, site)
     }
 
     /// Size of a geom in metres; the meaning depends on its type (half-lengths of a box, radius and half-length of a
@@ -379,7 +428,7 @@ impl Model {
 impl Drop for Model {
     fn drop(&mut self) {
         // SAFETY: we own it and this is the last use.
-        unsafe { ffi::em_model_free(self.raw.as_ptr()) }
+        unsafe { ffi::em_model_layer_free(self.raw.as_ptr()) }
     }
 }
 
