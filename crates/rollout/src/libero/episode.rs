@@ -19,6 +19,20 @@ pub enum EpisodeError {
     /// The simulator.
     #[error(transparent)]
     Simulator(#[from] SimulatorError),
+    /// A person asked to stop; the episode counts as not played.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// By which rules an episode is played.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// The protocol.
+    pub protocol: &'a Protocol,
+    /// Time for one control step; in this process it can only be noticed afterwards.
+    pub step_limit: Duration,
+    /// Asked before every step.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// Which episode.
@@ -81,22 +95,19 @@ impl Recording {
 
 /// Plays one episode: restore, idle, then answer by answer until success or the step limit.
 ///
-/// `step_limit` is for one control step; in this process it can only be noticed afterwards.
-///
 /// # Errors
 /// [`EpisodeError`]; the policy is told that the episode is over in any case.
 pub fn play(
     simulator: &mut dyn Simulator,
     policy: &mut dyn EvalPolicy,
-    protocol: &Protocol,
+    rules: &Rules<'_>,
     start: &Start<'_>,
-    step_limit: Duration,
     mut recording: Option<&mut Recording>,
 ) -> Result<Outcome, EpisodeError> {
     simulator.start(start.task, start.episode)?;
     policy.start(start)?;
     let mut outcome = Outcome { success: false, steps: 0, queries: 0, aborted: None };
-    let played = run(simulator, policy, protocol, start, step_limit, &mut recording, &mut outcome);
+    let played = run(simulator, policy, rules, start, &mut recording, &mut outcome);
     policy.end(outcome.success, outcome.steps);
     played?;
     if let Some(recording) = recording {
@@ -108,14 +119,17 @@ pub fn play(
 fn run(
     simulator: &mut dyn Simulator,
     policy: &mut dyn EvalPolicy,
-    protocol: &Protocol,
+    rules: &Rules<'_>,
     start: &Start<'_>,
-    step_limit: Duration,
     recording: &mut Option<&mut Recording>,
     outcome: &mut Outcome,
 ) -> Result<(), EpisodeError> {
+    let Rules { protocol, step_limit, stop } = *rules;
     let mut queue: VecDeque<[f64; 7]> = VecDeque::new();
     for t in 0..protocol.max_steps + protocol.idle_steps {
+        if stop() {
+            return Err(EpisodeError::Stopped);
+        }
         if let Some(recording) = recording.as_deref_mut() {
             recording.look(t, simulator)?;
         }

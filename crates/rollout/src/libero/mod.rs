@@ -18,11 +18,11 @@ pub mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use episode::{EpisodeError, Outcome, Place, Recording, play};
+pub use episode::{EpisodeError, Outcome, Place, Recording, Rules, play};
 pub use evaluate::{Evaluation, Hooks, TaskEntry, TaskNote, evaluate};
 pub use images::{CROP_AREA, ImageError, Images};
 pub use journal::{Difference, EpisodeLine, Journal, JournalError, Verdict, differences};
-pub use network::Network;
+pub use network::{Network, NetworkSettings};
 pub use policy::{EvalPolicy, Idle, PolicyError, PolicySource, RemoteSource, Start, View};
 pub use protocol::{
     Gripper, Instruction, Protocol, ProtocolError, Quaternion, SUITES, base_suite, half_turn_axis_angle,
