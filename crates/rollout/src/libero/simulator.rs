@@ -148,7 +148,7 @@ fn failed(error: impl std::fmt::Display) -> SimulatorError {
 
 impl Simulator for Native {
     fn start(&mut self, task: usize, episode: usize) -> Result<(), SimulatorError> {
-        let Some(pack) = self.packs.get(&task) else {
+        let Some(pack) = self.packs.get(&task).map(Arc::clone) else {
             return Err(SimulatorError::Task { task, why: "it has no pack".into() });
         };
         let state = pack.init_state(episode).ok_or_else(|| SimulatorError::NoState {
@@ -159,7 +159,7 @@ impl Simulator for Native {
         if self.current.as_ref().is_none_or(|(current, _)| *current != task) {
             // The old scene goes first: two at once are hundreds of megabytes.
             self.current = None;
-            let sim = LiberoSim::new(pack, &self.options)
+            let sim = LiberoSim::new(&pack, &self.options)
                 .map_err(|e| SimulatorError::Task { task, why: e.to_string() })?;
             self.current = Some((task, sim));
         }
