@@ -9,14 +9,19 @@
 //! (as MuJoCo does). Pictures are upright, top row first; LIBERO's own arrays are upside down, and the picture that the
 //! usual evaluators give to a policy is the upright one mirrored left to right.
 
+mod clock;
 mod compiled;
+pub mod conformance;
 mod controller;
 mod env;
 mod error;
+mod facts;
+mod look;
 mod meta;
 mod npy;
 mod observation;
 mod pack;
+pub mod predicates;
 mod sim;
 mod snapshot;
 
