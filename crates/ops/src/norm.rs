@@ -123,9 +123,11 @@ impl<T: Float> Kernel for AddForward<'_, T> {
     }
 }
 
-/// Some rows backward: writes their dx, returns their share of (dw, db).
+/// Some rows backward: writes their dx, returns their share of (dw, db), each empty where nobody asks for it.
 struct Backward<'a, T> {
     kind: Kind,
+    /// Whether dw and db are asked for; those of frozen weights are not.
+    wanted: [bool; 2],
     x: &'a [T],
     weight: &'a [T],
     grad: &'a [T],
@@ -140,7 +142,7 @@ impl<T: Float> Kernel for Backward<'_, T> {
         let d = self.weight.len();
         let n = T::of(d as f64);
         let layer = matches!(self.kind, Kind::Layer);
-        let (mut dw, mut db) = (vec![T::ZERO; d], vec![T::ZERO; if layer { d } else { 0 }]);
+        let [mut dw, mut db] = self.wanted.map(|wanted| vec![T::ZERO; if wanted { d } else { 0 }]);
         let rows = self.x.chunks_exact(d).zip(self.grad.chunks_exact(d)).zip(self.dx.chunks_exact_mut(d));
         for (((x, grad), dx), row) in rows.zip(self.statistics.chunks_exact(2)) {
             let (mean, factor) = (row[0], row[1]);
@@ -148,20 +150,20 @@ impl<T: Float> Kernel for Backward<'_, T> {
             let (mut along, mut level) = ([T::ZERO; LANES], [T::ZERO; LANES]);
             let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), grad.as_chunks::<LANES>());
             let (ws, w_rest) = self.weight.as_chunks::<LANES>();
-            let (dws, dw_rest) = dw.as_chunks_mut::<LANES>();
-            for ((x, g), (w, dw)) in xs.iter().zip(gs).zip(ws.iter().zip(dws)) {
+            for ((x, g), w) in xs.iter().zip(gs).zip(ws) {
                 let normal: Lanes<T> = std::array::from_fn(|i| (x[i] - mean) * factor);
                 let through: Lanes<T> = std::array::from_fn(|i| g[i] * w[i]);
-                *dw = std::array::from_fn(|i| dw[i] + g[i] * normal[i]);
                 along = std::array::from_fn(|i| along[i] + through[i] * normal[i]);
                 level = std::array::from_fn(|i| level[i] + through[i]);
             }
-            let rest = x_rest.iter().zip(g_rest).zip(w_rest.iter().zip(dw_rest));
-            for (((&x, &g), (&w, dw)), (along, level)) in rest.zip(along.iter_mut().zip(&mut level)) {
+            let rest = x_rest.iter().zip(g_rest).zip(w_rest);
+            for (((&x, &g), &w), (along, level)) in rest.zip(along.iter_mut().zip(&mut level)) {
                 let (normal, through) = ((x - mean) * factor, g * w);
-                *dw += g * normal;
                 *along += through * normal;
                 *level += through;
+            }
+            for ((dw, &x), &g) in dw.iter_mut().zip(x).zip(grad) {
+                *dw += g * ((x - mean) * factor);
             }
             let along = sum_lanes(&along) / n;
             if layer {
@@ -217,7 +219,13 @@ impl Norm {
     }
 
     #[allow(unsafe_code)]
-    fn backward<T: Float>(&self, x: View<'_, T>, weight: &[T], grad: View<'_, T>) -> [Vec<T>; 3] {
+    fn backward<T: Float>(
+        &self,
+        x: View<'_, T>,
+        weight: &[T],
+        grad: View<'_, T>,
+        wanted: [bool; 2],
+    ) -> [Vec<T>; 3] {
         let d = weight.len();
         let kept = self.statistics.get().and_then(|kept| T::cpu_storage_as_slice(kept).ok());
         let kept = kept.unwrap_or_default(); // forward has run: a missing entry would be an empty loop
@@ -226,7 +234,7 @@ impl Norm {
             let rows = x.data.par_chunks(SUM_ROWS * d).zip(grad.data.par_chunks(SUM_ROWS * d));
             let rows = rows.zip(kept.par_chunks(SUM_ROWS * 2)).zip(dx.par_chunks_mut(SUM_ROWS * d));
             let one = |(((x, grad), statistics), dx)| {
-                dispatch(Backward { kind: self.kind, x, weight, grad, statistics, dx })
+                dispatch(Backward { kind: self.kind, wanted, x, weight, grad, statistics, dx })
             };
             parts = rows.map(one).collect();
         };
@@ -234,8 +242,8 @@ impl Norm {
         // SAFETY: x, its gradient and the statistics have the same rows, and `Backward` writes each.
         let dx = unsafe { build(x.data.len(), fill) };
         let (dw, db) = parts.into_iter().unzip();
-        let biases = if matches!(self.kind, Kind::Layer) { d } else { 0 };
-        [dx, add_in_order(dw, d), add_in_order(db, biases)]
+        let [weights, biases] = wanted.map(|wanted| if wanted { d } else { 0 });
+        [dx, add_in_order(dw, weights), add_in_order(db, biases)]
     }
 }
 
@@ -306,9 +314,10 @@ impl Op<3> for Norm {
         [x, weight, _]: [View<'_, T>; 3],
         _out: View<'_, T>,
         grad: View<'_, T>,
-        _needs: [bool; 3],
+        [x_needs, weight_needs, bias_needs]: [bool; 3],
     ) -> [Option<Vec<T>>; 3] {
-        self.backward(x, weight.data, grad).map(Some)
+        let [dx, dw, db] = self.backward(x, weight.data, grad, [weight_needs, bias_needs]);
+        [x_needs.then_some(dx), weight_needs.then_some(dw), bias_needs.then_some(db)]
     }
 }
 
@@ -324,10 +333,10 @@ impl Op<2> for Norm {
         [x, weight]: [View<'_, T>; 2],
         _out: View<'_, T>,
         grad: View<'_, T>,
-        _needs: [bool; 2],
+        [x_needs, weight_needs]: [bool; 2],
     ) -> [Option<Vec<T>>; 2] {
-        let [dx, dw, _] = self.backward(x, weight.data, grad);
-        [Some(dx), Some(dw)]
+        let [dx, dw, _] = self.backward(x, weight.data, grad, [weight_needs, false]);
+        [x_needs.then_some(dx), weight_needs.then_some(dw)]
     }
 }
 

@@ -4,7 +4,7 @@
 //! the result: a row of the network's output does not depend on its batch, actions are drawn from seeds that belong
 //! to (episode, query), and an environment only ever sees its own actions.
 
-use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use efference_envs::Env;
 use efference_nets::Draw;
@@ -43,8 +43,43 @@ pub struct CollectOptions {
 /// An environment with the episode it is playing.
 #[derive(Default)]
 struct Slot {
-    envs: BTreeMap<String, Box<dyn Env>>,
+    /// The task and environment of the latest episode.
+    env: Option<(String, Box<dyn Env>)>,
     playing: Option<Playing>,
+}
+
+/// Environments that wait for an episode of their task, those that have waited longest first. At most one per slot, so
+/// that a suite of many large scenes does not fill the memory.
+#[derive(Default)]
+struct Idle(Mutex<Vec<(String, Box<dyn Env>)>>);
+
+impl Idle {
+    /// Exchanges the environment of a slot for one of `task`.
+    fn exchange(
+        &self,
+        of: &mut Option<(String, Box<dyn Env>)>,
+        source: &dyn EnvSource,
+        task: &str,
+        slots: usize,
+    ) -> efference_envs::Result<()> {
+        if of.as_ref().is_some_and(|(has, _)| has == task) {
+            return Ok(());
+        }
+        let found = {
+            let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = idle.iter().position(|(has, _)| has == task).map(|i| idle.remove(i));
+            idle.extend(of.take());
+            if idle.len() > slots {
+                idle.remove(0);
+            }
+            found
+        };
+        *of = Some(match found {
+            Some(found) => found,
+            None => (task.to_owned(), source.make(task)?),
+        });
+        Ok(())
+    }
 }
 
 struct Playing {
@@ -58,12 +93,13 @@ struct Playing {
 pub struct Collector<'s> {
     source: &'s dyn EnvSource,
     slots: Vec<Slot>,
+    idle: Idle,
 }
 
 impl<'s> Collector<'s> {
     /// No environment is made before it is needed.
     pub fn new(source: &'s dyn EnvSource) -> Self {
-        Self { source, slots: Vec::new() }
+        Self { source, slots: Vec::new(), idle: Idle::default() }
     }
 
     /// The cameras and tasks behind this collector.
@@ -102,14 +138,17 @@ impl<'s> Collector<'s> {
                     next - 1
                 }));
             }
-            let source = self.source;
+            let (source, idle) = (self.source, &self.idle);
             // 1. resets and looks, in parallel over environments
             let looks: Vec<Option<Look>> = self.slots[..active]
                 .par_iter_mut()
                 .zip(starting)
                 .map(|(slot, start)| {
                     if let Some(index) = start {
-                        slot.start(source, index, &plans[index], policy, options.keep_snapshots)?;
+                        let plan = &plans[index];
+                        idle.exchange(&mut slot.env, source, &plan.task, active)
+                            .map_err(|source| env_error(plan, source))?;
+                        slot.start(index, plan, policy, options.keep_snapshots)?;
                     }
                     slot.look(source.cameras(), policy)
                 })
@@ -158,17 +197,13 @@ impl<'s> Collector<'s> {
 impl Slot {
     fn start(
         &mut self,
-        source: &dyn EnvSource,
         index: usize,
         plan: &EpisodePlan,
         policy: &VlaPolicy,
         keep_snapshots: bool,
     ) -> Result<()> {
         let failed = |source| env_error(plan, source);
-        if !self.envs.contains_key(&plan.task) {
-            self.envs.insert(plan.task.clone(), source.make(&plan.task).map_err(failed)?);
-        }
-        let Some(env) = self.envs.get_mut(&plan.task) else { return Ok(()) };
+        let Some((_, env)) = &mut self.env else { return Ok(()) };
         let observation = env.reset(plan.env_seed).map_err(failed)?;
         let trajectory = Trajectory {
             prompt: policy.prompt(env.instruction())?,
@@ -188,7 +223,7 @@ impl Slot {
         let Some(playing) = &self.playing else { return Ok(None) };
         let plan = &playing.trajectory.plan;
         let failed = |source| env_error(plan, source);
-        let Some(env) = self.envs.get_mut(&plan.task) else { return Ok(None) };
+        let Some((_, env)) = &mut self.env else { return Ok(None) };
         let side = policy.image_size();
         let mut pixels = Vec::with_capacity(cameras.len() * side * side * 3);
         for camera in cameras {
@@ -206,7 +241,7 @@ impl Slot {
     fn act(&mut self, decision: Decision, policy: &VlaPolicy, keep_snapshots: bool) -> Result<()> {
         let Some(playing) = &mut self.playing else { return Ok(()) };
         let trajectory = &mut playing.trajectory;
-        let Some(env) = self.envs.get_mut(&trajectory.plan.task) else { return Ok(()) };
+        let Some((_, env)) = &mut self.env else { return Ok(()) };
         for action in policy.decode_chunk(&decision.action_ids) {
             let outcome = env.step(&action).map_err(|source| env_error(&trajectory.plan, source))?;
             trajectory.finish_steps += 1;

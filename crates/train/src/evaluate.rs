@@ -1,6 +1,5 @@
 //! Success on the fixed evaluation states.
 
-use efference_envs::tabletop::eval_seed;
 use efference_rollout::{
     CollectOptions, Collector, EpisodePlan, Noise, Purpose, Trajectory, VlaPolicy, seed_for,
 };
@@ -9,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::EvalConfig;
 use crate::error::Result;
 use crate::report::{StopFlag, TaskScore};
-use crate::rl::{SLOTS, task_scores};
-use crate::world::Tabletop;
+use crate::rl::task_scores;
+use crate::world::World;
 
 /// Success per task at one moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +34,7 @@ impl EvalTable {
 /// # Errors
 /// A simulator or the network failed.
 pub fn evaluate(
-    world: &Tabletop,
+    world: &dyn World,
     policy: &VlaPolicy,
     config: &EvalConfig,
     keep_snapshots: bool,
@@ -43,20 +42,24 @@ pub fn evaluate(
     on_finished: &mut dyn FnMut(usize),
 ) -> Result<Option<(Vec<TaskScore>, Vec<Trajectory>)>> {
     let mut plans = Vec::new();
-    for (t, task) in world.tasks.iter().enumerate() {
+    for (t, task) in world.tasks().iter().enumerate() {
         for i in 0..config.episodes_per_task {
             plans.push(EpisodePlan {
-                task: task.id().into(),
-                env_seed: eval_seed(i),
+                task: task.clone(),
+                env_seed: world.eval_seed(i),
                 // Fixed, so that a sampled evaluation is as repeatable as a greedy one.
-                action_seed: seed_for(0, Purpose::Actions, &[eval_seed(i), t as u64]),
+                action_seed: seed_for(0, Purpose::Actions, &[world.eval_seed(i), t as u64]),
                 mirrored: false,
                 group: plans.len() as u64,
             });
         }
     }
-    let options =
-        CollectOptions { temperature: config.temperature, noise: Noise::Token, slots: SLOTS, keep_snapshots };
+    let options = CollectOptions {
+        temperature: config.temperature,
+        noise: Noise::Token,
+        slots: world.slots(),
+        keep_snapshots,
+    };
     let trajectories = Collector::new(world).collect(policy, &plans, &options, &mut |done| {
         on_finished(done);
         !stop.requested()

@@ -11,6 +11,7 @@ pub mod evaluate;
 mod focus;
 pub mod heldout;
 pub mod metrics;
+pub mod network;
 pub mod optimise;
 mod packing;
 mod parts;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Identity, sha256};
 use crate::error::{Error, Result};
-use crate::world;
+use crate::network;
 
 /// A policy ready to act.
 pub struct Loaded {
@@ -63,7 +63,7 @@ pub fn load(path: &Path, suite: &str, averaged: bool) -> Result<Loaded> {
     let net = Vla::new(&mut params, &shape, tokenizer.special())?;
     let policy =
         VlaPolicy { net, params, tokenizer, action_stats: stats.action, proprio_stats: stats.proprio };
-    world::load(&policy, &checkpoint.path, &checkpoint.model)?;
+    network::load(&policy, &checkpoint.path, &checkpoint.model)?;
     let mujoco_version = needed.mujoco_version;
     Ok(Loaded { policy, path: checkpoint.path, step: checkpoint.state.step, mujoco_version })
 }

@@ -1,13 +1,12 @@
 //! Frames of finished episodes to the vectors that SRPO compares.
 
 use efference_envs::Env;
-use efference_envs::tabletop::TabletopEnv;
 use efference_nets::{EpisodeEncoder, sample_frame_indices};
 use efference_rollout::Trajectory;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::world::Tabletop;
+use crate::world::World;
 
 /// The vector of each trajectory, which must have kept its snapshots; the zero vector where it has none. Only the
 /// frames that the encoder looks at are drawn, through the first camera, the one that sees the whole scene.
@@ -15,20 +14,20 @@ use crate::world::Tabletop;
 /// # Errors
 /// The simulator or the renderer refused.
 pub fn embed_episodes(
-    world: &Tabletop,
+    world: &dyn World,
     encoder: &dyn EpisodeEncoder,
     trajectories: &[Trajectory],
 ) -> Result<Vec<Vec<f64>>> {
-    let (camera, task) = (&world.cameras[0], world.tasks[0]);
-    let side = world.options.image_size;
+    let (camera, side) = (&world.cameras()[0], world.image_size());
     trajectories
         .par_iter()
         .map_init(
             || None,
-            |slot: &mut Option<TabletopEnv>, trajectory| {
-                let env = match slot {
-                    Some(env) => env,
-                    None => slot.insert(TabletopEnv::with_task(task, &world.options)?),
+            |slot: &mut Option<(String, Box<dyn Env>)>, trajectory| {
+                let task = &trajectory.plan.task;
+                let (_, env) = match slot {
+                    Some(of) if of.0 == *task => of,
+                    _ => slot.insert((task.clone(), world.make(task)?)),
                 };
                 let mut frames = Vec::with_capacity(encoder.frames());
                 let states = trajectory.snapshots.len();

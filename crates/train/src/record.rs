@@ -3,18 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use efference_envs::tabletop::{Quality, TabletopEnv, TabletopOptions};
 use efference_rollout::{Trajectory, VlaPolicy};
 use efference_viz::{EpisodeRecord, Recorder, RecorderOptions, Strip};
 
 use crate::config::TrainConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::Record;
 use crate::report::Reporter;
 use crate::run::Summary;
 use crate::run_dir::RunDir;
 use crate::show::{self, Label};
-use crate::world::Tabletop;
+use crate::world::World;
 
 /// Side of recorded pictures, pixels: larger than what a small policy sees, for people.
 const PICTURE_PX: usize = 128;
@@ -78,7 +77,7 @@ impl<'r> Album<'r> {
     /// Some rollouts of RL iteration `done` (counted from 1): one success and one failure before others.
     pub fn iteration(
         &mut self,
-        world: &Tabletop,
+        world: &dyn World,
         policy: &VlaPolicy,
         done: u64,
         trajectories: &[Trajectory],
@@ -102,7 +101,7 @@ impl<'r> Album<'r> {
     /// Some episodes of an evaluation, spread over the tasks, the same initial states each time.
     pub fn evaluation(
         &mut self,
-        world: &Tabletop,
+        world: &dyn World,
         policy: &VlaPolicy,
         label: &str,
         step: u64,
@@ -140,16 +139,14 @@ impl<'r> Album<'r> {
 
     fn episode(
         &mut self,
-        world: &Tabletop,
+        world: &dyn World,
         policy: &VlaPolicy,
         trajectory: &Trajectory,
         label: &Label<'_>,
     ) -> Option<EpisodeRecord> {
-        let options =
-            TabletopOptions { image_size: PICTURE_PX, quality: Quality::Fast, ..world.options.clone() };
-        let record = TabletopEnv::new(&trajectory.plan.task, &options)
-            .map_err(Error::from)
-            .and_then(|mut env| Ok(show::episode_record(&mut env, policy, trajectory, label)?));
+        let record = world
+            .make_for_people(&trajectory.plan.task, PICTURE_PX)
+            .and_then(|mut env| Ok(show::episode_record(&mut *env, policy, trajectory, label)?));
         match record {
             Ok(record) => {
                 let result = self.recorder.episode(&record);

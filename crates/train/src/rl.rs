@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use efference_envs::tabletop::train_seed;
 use efference_nets::{RandomConv, score_logits};
 use efference_objectives::batch::{
     EMBEDDINGS, ENTROPY, FINISH_STEPS, GROUP_IDS, LOG_PROBS, OLD_ENTROPY, OLD_LOG_PROBS, PROGRESS,
@@ -30,10 +29,7 @@ use crate::packing::{Chosen, masked, micro_batches, pack};
 use crate::progress::embed_episodes;
 use crate::report::{StopFlag, TaskScore, Values};
 use crate::supervised::Rehearsal;
-use crate::world::Tabletop;
-
-/// Environments that run at the same time.
-pub const SLOTS: usize = 64;
+use crate::world::World;
 
 /// What one iteration did.
 pub struct Iteration {
@@ -48,7 +44,7 @@ pub struct Iteration {
 /// The stage: settings and reusable environments. Everything random is a function of the run's seed and the number of
 /// the iteration, so this holds nothing that a resumed run would miss.
 pub struct Rl<'w> {
-    world: &'w Tabletop,
+    world: &'w dyn World,
     config: RlConfig,
     seed: u64,
     objective: Objective,
@@ -98,7 +94,7 @@ impl<'w> Rl<'w> {
     ///
     /// # Errors
     /// [`Error::Setting`]: the algorithm's preset does not know a key, or a value is out of range.
-    pub fn new(world: &'w Tabletop, config: &RlConfig, features: usize, seed: u64) -> Result<Self> {
+    pub fn new(world: &'w dyn World, config: &RlConfig, features: usize, seed: u64) -> Result<Self> {
         let refuse =
             |e: efference_objectives::Error| Error::Setting { section: "rl.objective", source: Box::new(e) };
         let objective =
@@ -106,11 +102,11 @@ impl<'w> Rl<'w> {
         objective.check(&inputs(config)).map_err(refuse)?;
         let encoder = RandomConv::new(config.encoder.seed, config.encoder.frames);
         let collector = Collector::new(world);
-        let focus = Focus::new(world.tasks.len());
-        let tasks = world.tasks.iter().map(|t| t.id().to_string());
+        let focus = Focus::new(world.tasks().len());
+        let tasks = world.tasks().iter().cloned();
         let critic = match config.critic.hidden {
             0 => None,
-            _ => Some(Critic::new(&config.critic, features, tasks, world.options.max_steps, seed)?),
+            _ => Some(Critic::new(&config.critic, features, tasks, world.max_steps(), seed)?),
         };
         Ok(Self {
             world,
@@ -127,16 +123,15 @@ impl<'w> Rl<'w> {
 
     /// What outlives an iteration, for a checkpoint: recent success per task, as bits.
     pub fn counters(&self) -> Vec<(String, u64)> {
-        let bits =
-            |(task, rate): (&efference_envs::tabletop::Task, &f64)| (counter(task.id()), rate.to_bits());
-        self.world.tasks.iter().zip(&self.focus.rates).map(bits).collect()
+        let bits = |(task, rate): (&String, &f64)| (counter(task), rate.to_bits());
+        self.world.tasks().iter().zip(&self.focus.rates).map(bits).collect()
     }
 
     /// Takes it over again.
     pub fn restore(&mut self, counters: &BTreeMap<String, u64>, memory: &State) {
         self.memory = memory.clone();
-        for (task, rate) in self.world.tasks.iter().zip(&mut self.focus.rates) {
-            if let Some(bits) = counters.get(&counter(task.id())) {
+        for (task, rate) in self.world.tasks().iter().zip(&mut self.focus.rates) {
+            if let Some(bits) = counters.get(&counter(task)) {
                 *rate = f64::from_bits(*bits);
             }
         }
@@ -170,7 +165,7 @@ impl<'w> Rl<'w> {
 
     /// The rollouts of iteration `i`: each prompt (task and initial state) `group` times.
     fn plans(&self, i: u64) -> Vec<EpisodePlan> {
-        let tasks = &self.world.tasks;
+        let tasks = self.world.tasks();
         let prompts = self.config.prompts as u64;
         let order: Vec<usize> = if self.config.focus {
             self.focus.share(self.config.prompts)
@@ -180,11 +175,11 @@ impl<'w> Rl<'w> {
         (0..)
             .zip(order)
             .flat_map(|(p, task)| {
-                let env_seed = train_seed(seed_for(self.seed, Purpose::Prompts, &[i, p]));
-                (0..self.config.group as u64).map(move |g| (tasks[task].id(), env_seed, p, g))
+                let env_seed = self.world.train_seed(seed_for(self.seed, Purpose::Prompts, &[i, p]));
+                (0..self.config.group as u64).map(move |g| (&tasks[task], env_seed, p, g))
             })
             .map(|(task, env_seed, p, g)| EpisodePlan {
-                task: task.into(),
+                task: task.clone(),
                 env_seed,
                 // With `mirrored`, two neighbours share their numbers.
                 action_seed: {
@@ -216,7 +211,7 @@ impl<'w> Rl<'w> {
         let options = CollectOptions {
             temperature: self.config.temperature,
             noise,
-            slots: SLOTS,
+            slots: self.world.slots(),
             keep_snapshots: keep_snapshots || embeds,
         };
         let trajectories = self.collector.collect(policy, &plans, &options, &mut |_| !stop.requested())?;
@@ -228,7 +223,7 @@ impl<'w> Rl<'w> {
         self.objective.shape_rewards(&mut batch, &mut self.memory)?;
         let scores = batch.numbers(if batch.has(PROGRESS) { PROGRESS } else { REWARDS })?;
         for score in task_scores(&trajectories) {
-            if let Some(at) = self.world.tasks.iter().position(|t| t.id() == score.task) {
+            if let Some(at) = self.world.tasks().iter().position(|t| *t == score.task) {
                 self.focus.see(at, score.rate());
             }
         }
@@ -292,9 +287,9 @@ impl<'w> Rl<'w> {
         let old = old.to_tensor(&like)?;
         let numbers = |x: &dyn Fn(&Trajectory) -> f64| trajectories.iter().map(x).collect::<Vec<f64>>();
         let success = numbers(&|t| f64::from(u8::from(t.success)));
-        let ids: BTreeMap<&str, u64> = self.world.tasks.iter().map(|t| t.id()).zip(0..).collect();
+        let ids: BTreeMap<&str, u64> = self.world.tasks().iter().map(String::as_str).zip(0..).collect();
         let task = |t: &Trajectory| ids.get(t.plan.task.as_str()).copied().unwrap_or(u64::MAX);
-        let max_steps = self.world.options.max_steps;
+        let max_steps = self.world.max_steps();
         let mut batch = Batch::new(mask)
             .with(OLD_LOG_PROBS, old)?
             .with(REWARDS, success.clone())?

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{EvalTable, evaluate};
 use crate::heldout::{self, HeldOut};
 use crate::metrics::{self, MetricsLog, Record};
+use crate::network;
 use crate::optimise::{Optimiser, OptimiserSettings};
 use crate::parts::{Parts, cameras};
 use crate::record::Album;
@@ -25,7 +26,7 @@ use crate::rl::{Iteration, Learner, Rl};
 use crate::run_dir::{RunDir, Taken};
 use crate::supervised::{self, PlayScenes, Rehearsal};
 use crate::tensorboard::EventFile;
-use crate::world::{self, DATASET_SUITE, Tabletop};
+use crate::world::{DATASET_SUITE, World};
 
 pub use crate::summary::Summary;
 
@@ -75,7 +76,7 @@ pub fn resume(
         let parts = Parts::new(&wanted)?;
         if let Some(checkpoint) = &checkpoint {
             checkpoint.require(&parts.identity)?;
-            world::load(&parts.policy, &checkpoint.path, &checkpoint.model)?;
+            network::load(&parts.policy, &checkpoint.path, &checkpoint.model)?;
         }
         Run::open(dir, config, parts, checkpoint, reporter, stop)?.go()
     })
@@ -92,7 +93,7 @@ pub fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send)
 struct Run<'r> {
     dir: RunDir,
     config: TrainConfig,
-    world: Option<Tabletop>,
+    world: Option<Box<dyn World>>,
     policy: VlaPolicy,
     identity: Identity,
     demos: (Vec<efference_data::Episode>, Vec<efference_data::Episode>),
@@ -226,7 +227,7 @@ impl<'r> Run<'r> {
 
     fn pretrain(&mut self, config: &PretrainConfig) -> Result<End> {
         let Some(world) = self.world.take() else { return Err(no_simulator("pretrain")) };
-        let play = PlayScenes::new(&world, self.policy.chunk(), config.samples, self.config.run.seed);
+        let play = PlayScenes::new(&*world, self.policy.chunk(), config.samples, self.config.run.seed);
         self.world = Some(world);
         let play = play?;
         let settings = OptimiserSettings::pretrain(config);
@@ -238,7 +239,7 @@ impl<'r> Run<'r> {
     }
 
     fn sft(&mut self, config: &SftConfig) -> Result<End> {
-        let cameras = cameras(self.world.as_ref(), &self.demos.0);
+        let cameras = cameras(self.world.as_deref(), &self.demos.0);
         let set = DecisionSet::new(&self.demos.0, &cameras, &self.policy)?;
         let held_out = match self.demos.1.as_slice() {
             [] => None,
@@ -247,7 +248,7 @@ impl<'r> Run<'r> {
         let settings = OptimiserSettings::sft(config);
         let seed = self.config.run.seed;
         let smoothing = config.smoothing();
-        let play = match &self.world {
+        let play = match self.world.as_deref() {
             Some(world) if config.play_batch > 0 => {
                 Some(PlayScenes::new(world, self.policy.chunk(), usize::MAX, seed)?)
             }
@@ -318,12 +319,12 @@ impl<'r> Run<'r> {
 
     fn rl(&mut self, config: &RlConfig) -> Result<End> {
         let Some(world) = self.world.take() else { return Err(no_simulator("rl")) };
-        let end = self.rl_in(&world, config);
+        let end = self.rl_in(&*world, config);
         self.world = Some(world);
         end
     }
 
-    fn rl_in(&mut self, world: &Tabletop, config: &RlConfig) -> Result<End> {
+    fn rl_in(&mut self, world: &dyn World, config: &RlConfig) -> Result<End> {
         let features = self.policy.net.config().text.hidden_size;
         let mut rl = Rl::new(world, config, features, self.config.run.seed)?;
         rl.restore_critic(&mut self.moments)?;
@@ -337,7 +338,7 @@ impl<'r> Run<'r> {
         }
         let set = match config.rehearse_demos {
             0 => None,
-            batch => Some((DecisionSet::new(&self.demos.0, &world.cameras, &self.policy)?, batch)),
+            batch => Some((DecisionSet::new(&self.demos.0, world.cameras(), &self.policy)?, batch)),
         };
         let play = match config.rehearse_play {
             0 => None,
@@ -482,18 +483,18 @@ impl<'r> Run<'r> {
 
     fn evaluate(&mut self, label: &str) -> Result<bool> {
         let Some(world) = self.world.take() else { return Ok(true) };
-        let done = self.evaluate_in(&world, label);
+        let done = self.evaluate_in(&*world, label);
         self.world = Some(world);
         done
     }
 
     /// Plays the evaluation states; false when it was stopped.
-    fn evaluate_in(&mut self, world: &Tabletop, label: &str) -> Result<bool> {
+    fn evaluate_in(&mut self, world: &dyn World, label: &str) -> Result<bool> {
         let config = &self.config.eval;
         if config.episodes_per_task == 0 {
             return Ok(true);
         }
-        let total = (config.episodes_per_task * world.tasks.len()) as u64;
+        let total = (config.episodes_per_task * world.tasks().len()) as u64;
         let (name, unit) = ("eval".to_string(), "episode".to_string());
         self.reporter.report(&Event::Stage { name, unit, total, done: 0 });
         let mut progress = |done: usize| self.reporter.report(&Event::Progress { done: done as u64 });

@@ -3,10 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use efference_data::{Episode, EpisodeStore, OnCorrupt};
-use efference_envs::tabletop::{Expert, Play, Task, train_seed};
 use efference_nets::action_nll;
 use efference_ops::{Grads, value_and_grad};
-use efference_rollout::{Look, Purpose, VlaPolicy, demonstrate, seed_for};
+use efference_rollout::{Look, Purpose, VlaPolicy, seed_for};
 use rayon::prelude::*;
 
 use crate::config::{SftConfig, TrainConfig};
@@ -14,7 +13,7 @@ use crate::decisions::{DecisionSet, Example};
 use crate::error::{Error, Result};
 use crate::optimise::Optimiser;
 use crate::report::Values;
-use crate::world::Tabletop;
+use crate::world::{PlayMaker, World};
 
 /// One update on `examples`: mean negative log-likelihood of all their action tokens.
 ///
@@ -104,9 +103,16 @@ impl Rehearsal<'_> {
     }
 }
 
+/// The suite has no play scenes, though the configuration asks for some.
+fn no_play() -> Error {
+    let why =
+        "this suite has no play scenes: remove [pretrain], and set sft.play_batch and rl.rehearse_play to 0";
+    Error::Setting { section: "env.suite", source: why.into() }
+}
+
 /// Play scenes, drawn when they are needed: scene `i` is the same whenever it is asked for.
 pub struct PlayScenes {
-    makers: Vec<Mutex<Play>>,
+    makers: Vec<Mutex<Box<dyn PlayMaker>>>,
     samples: u64,
     seed: u64,
 }
@@ -116,9 +122,9 @@ impl PlayScenes {
     ///
     /// # Errors
     /// The simulator refused.
-    pub fn new(world: &Tabletop, chunk: usize, samples: usize, seed: u64) -> Result<Self> {
+    pub fn new(world: &dyn World, chunk: usize, samples: usize, seed: u64) -> Result<Self> {
         let makers = (0..rayon::current_num_threads())
-            .map(|_| Ok(Mutex::new(Play::new(&world.options, chunk)?)))
+            .map(|_| Ok(Mutex::new(world.play(chunk)?.ok_or_else(no_play)?)))
             .collect::<Result<_>>()?;
         Ok(Self { makers, samples: samples as u64, seed })
     }
@@ -136,12 +142,12 @@ impl PlayScenes {
                 numbers
                     .iter()
                     .map(|&number| {
-                        let sample = maker.sample(seed_for(self.seed, Purpose::Play, &[number]))?;
+                        let sample = maker.look(seed_for(self.seed, Purpose::Play, &[number]))?;
                         let pixels = sample.images.iter().flat_map(|image| image.as_raw().iter().copied());
                         let look = Look {
                             pixels: pixels.collect(),
                             proprio: sample.observation.proprio,
-                            prompt: policy.prompt(sample.instruction)?,
+                            prompt: policy.prompt(&sample.instruction)?,
                         };
                         Ok(Example { look, targets: policy.encode_chunk(&sample.actions) })
                     })
@@ -159,7 +165,7 @@ impl PlayScenes {
 pub fn demonstrations(
     config: &TrainConfig,
     sft: &SftConfig,
-    world: Option<&Tabletop>,
+    world: Option<&dyn World>,
     skipped: &mut Vec<String>,
 ) -> Result<(Vec<Episode>, Vec<Episode>)> {
     let mut episodes = match world {
@@ -196,25 +202,25 @@ const ATTEMPTS: u64 = 10;
 
 /// `per_task` successful demonstrations of each task. Where the expert fails (distractors can stand in its way), it tries
 /// another initial state: what failed is nothing to learn from.
-fn experts(seed: u64, per_task: usize, world: &Tabletop) -> Result<Vec<Episode>> {
-    let wanted: Vec<(Task, u64)> =
-        world.tasks.iter().flat_map(|&task| (0..per_task as u64).map(move |i| (task, i))).collect();
-    let one = |(task, i): (Task, u64)| {
-        let number = Task::ALL.iter().position(|t| *t == task).unwrap_or(0) as u64;
+fn experts(seed: u64, per_task: usize, world: &dyn World) -> Result<Vec<Episode>> {
+    let wanted: Vec<(usize, u64)> =
+        (0..world.tasks().len()).flat_map(|task| (0..per_task as u64).map(move |i| (task, i))).collect();
+    let one = |(task, i): (usize, u64)| {
+        let number = world.place(task);
         for attempt in 0..ATTEMPTS {
             let place = [number, i, attempt];
-            // The first attempt stands at the place that `efference demos tabletop` uses.
+            // The first attempt stands at the place that `efference demos` uses.
             let place = if attempt == 0 { &place[..2] } else { &place[..] };
-            let seed = train_seed(seed_for(seed, Purpose::Demonstrations, place));
-            let episode = demonstrate(&world.options, task, seed, Expert::new(task))?;
+            let seed = world.train_seed(seed_for(seed, Purpose::Demonstrations, place));
+            let episode = world.demonstrate(task, seed)?;
             if episode.meta.success {
                 return Ok(episode);
             }
         }
         let why = format!(
             "the expert failed at `{}` from {ATTEMPTS} initial states within {} control steps; raise `env.max_steps`",
-            task.id(),
-            world.options.max_steps
+            world.tasks()[task],
+            world.max_steps()
         );
         Err(Error::Setting { section: "sft.demos", source: why.into() })
     };

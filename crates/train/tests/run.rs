@@ -4,12 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use efference_train::checkpoint::{Checkpoint, Tensors};
-use efference_train::config::TrainConfig;
+use efference_train::config::{EnvConfig, TrainConfig};
 use efference_train::metrics::{self, Record, is_reproducible};
 use efference_train::report::{Event, Recorded, Reporter, Silent, StopFlag};
 use efference_train::run::{self, Summary};
 use efference_train::run_dir::Taken;
-use efference_train::{policy_file, world};
+use efference_train::{network, policy_file, world};
+
+/// The tabletop's range of proprioception.
+fn range() -> efference_nets::Quantiles {
+    world::open(&EnvConfig::default()).unwrap().unwrap().proprio_range()
+}
 
 /// Two tasks, 40 control steps an episode, a network of some ten thousand weights. Untrained, nothing succeeds, so
 /// an entropy bonus makes the RL updates move.
@@ -287,7 +292,7 @@ fn what_saves_memory_resumes_bit_for_bit_and_computing_again_changes_nothing() {
         // Frozen weights are the initial ones; what is excepted has moved.
         let end = Checkpoint::load(&whole.run).unwrap();
         let first = config(dir.path(), &sets("run.name=first"));
-        let first = world::policy(&first, world::tabletop_proprio()).unwrap().params;
+        let first = network::policy(&first, range()).unwrap().params;
         let mut moved = [0, 0];
         for (name, var) in first.vars() {
             let same = tensor_bits(&Tensors::from([(name.clone(), var.as_tensor().clone())]))[0].1
@@ -317,7 +322,7 @@ fn patterns_that_freeze_nothing_or_everything_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |set: &str| {
         let config = config(dir.path(), &[set]);
-        let error = world::policy(&config, world::tabletop_proprio()).err().unwrap();
+        let error = network::policy(&config, range()).err().unwrap();
         format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string))
     };
     let nothing = refused("model.freeze=[\"vision.\", \"language_model.\"]");

@@ -8,7 +8,8 @@ use efference_train::config::{EnvConfig, EvalConfig};
 use efference_train::evaluate::EvalTable;
 use efference_train::report::{Event, Reporter};
 use efference_train::run::in_pool;
-use efference_train::{evaluate, policy_file, world::Tabletop};
+use efference_train::world::{Tabletop, World};
+use efference_train::{evaluate, policy_file};
 use serde::Serialize;
 
 use crate::errors::{Failure, Result};
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         ..EvalConfig::default()
     };
     let reporter = ui.reporter();
-    let total = (config.episodes_per_task * world.tasks.len()) as u64;
+    let total = (config.episodes_per_task * world.tasks().len()) as u64;
     reporter.report(&Event::Stage { name: "eval".into(), unit: "episode".into(), total, done: 0 });
     let reporting: &dyn Reporter = &*reporter;
     let result = in_pool(args.threads, || {

@@ -9,7 +9,7 @@ use super::error::Problem;
 use super::resolve::Source;
 use super::{RlConfig, TrainConfig};
 use crate::error::Error;
-use crate::world;
+use crate::network;
 
 const OBJECTIVE: &str = "rl.objective";
 const SHAPE: &str = "model.shape";
@@ -58,7 +58,7 @@ fn objective(rl: &RlConfig, source: &Source, out: &mut Vec<Problem>) {
 
 fn shape(config: &TrainConfig, source: &Source, out: &mut Vec<Problem>) {
     let settings = &config.model.shape;
-    let Ok(preset) = Table::try_from(world::preset(&config.model.preset)) else { return };
+    let Ok(preset) = Table::try_from(network::preset(&config.model.preset)) else { return };
     let before = out.len();
     source.check_like(settings, &preset, SHAPE, out);
     let image_size = settings.get("vision").and_then(|v| v.get("image_size")).and_then(Value::as_integer);
@@ -72,7 +72,7 @@ fn shape(config: &TrainConfig, source: &Source, out: &mut Vec<Problem>) {
     let with = |table: &Table| {
         let mut config = config.clone();
         config.model.shape = table.clone();
-        world::vla_config(&config).err()
+        network::vla_config(&config).err()
     };
     let Some(error) = with(settings) else { return };
     let Error::Setting { source: cause, .. } = &error else {

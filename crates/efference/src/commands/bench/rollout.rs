@@ -3,16 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use efference_envs::tabletop::{TabletopEnv, train_seed};
 use efference_envs::{ACTION_DIM, Action, Env};
 use efference_nets::Draw;
-use efference_rollout::{CollectOptions, Collector, EpisodePlan, Look, Noise, VlaPolicy};
+use efference_rollout::{CollectOptions, Collector, EnvSource, EpisodePlan, Look, Noise, VlaPolicy};
 use efference_train::config::TrainConfig;
 use efference_train::decisions::Example;
+use efference_train::network;
 use efference_train::optimise::{Optimiser, OptimiserSettings};
-use efference_train::rl::SLOTS;
 use efference_train::run::in_pool;
-use efference_train::world::{self, Tabletop};
+use efference_train::world::{Tabletop, World};
 use efference_train::{Error, supervised};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -21,6 +20,8 @@ use crate::errors::{Failure, Result};
 use crate::text::{table, thousands};
 use crate::ui::Ui;
 
+/// Environments that run at the same time.
+const SLOTS: usize = 64;
 const CONFIG: &str = include_str!("../../../../../configs/quickstart.toml");
 
 /// Environment steps with and without pictures, policy decisions, trained action tokens, per second
@@ -50,7 +51,7 @@ struct Measurement {
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let config = TrainConfig::from_text(Path::new("configs/quickstart.toml"), CONFIG, &args.sets)?;
     let world = Tabletop::new(&config.env)?;
-    let policy = world::policy(&config, world::tabletop_proprio())?;
+    let policy = network::policy(&config, world.proprio_range())?;
     if !(0.01..=600.0).contains(&args.seconds) {
         return Err(Failure::usage("--seconds must be between 0.01 and 600"));
     }
@@ -119,9 +120,9 @@ impl Bench {
     }
 
     fn steps(&self, pictures: Pictures) -> efference_train::Result<f64> {
-        let tasks = &self.world.tasks;
-        let mut envs: Vec<TabletopEnv> = (0..SLOTS)
-            .map(|i| Ok(TabletopEnv::with_task(tasks[i % tasks.len()], &self.world.options)?))
+        let tasks = self.world.tasks();
+        let mut envs: Vec<Box<dyn Env>> = (0..SLOTS)
+            .map(|i| Ok(self.world.make(&tasks[i % tasks.len()])?))
             .collect::<efference_train::Result<_>>()?;
         let chunk = self.policy.chunk();
         let mut round = 0u64;
@@ -131,7 +132,7 @@ impl Bench {
                 .par_iter_mut()
                 .enumerate()
                 .map(|(i, env)| {
-                    env.reset(train_seed(round * SLOTS as u64 + i as u64))?;
+                    env.reset(self.world.train_seed(round * SLOTS as u64 + i as u64))?;
                     let mut steps = 0;
                     for t in 0..4 * chunk {
                         let looks = match pictures {
@@ -140,7 +141,7 @@ impl Bench {
                             Pictures::EveryStep => true,
                         };
                         if looks {
-                            for camera in &self.world.cameras {
+                            for camera in self.world.cameras() {
                                 env.render(camera)?;
                             }
                         }
@@ -157,13 +158,13 @@ impl Bench {
     }
 
     fn looks(&self) -> efference_train::Result<Vec<Look>> {
-        let tasks = &self.world.tasks;
+        let tasks = self.world.tasks();
         (0..SLOTS)
             .map(|i| {
-                let mut env = TabletopEnv::with_task(tasks[i % tasks.len()], &self.world.options)?;
-                let proprio = env.reset(train_seed(i as u64))?.proprio;
+                let mut env = self.world.make(&tasks[i % tasks.len()])?;
+                let proprio = env.reset(self.world.train_seed(i as u64))?.proprio;
                 let mut pixels = Vec::new();
-                for camera in &self.world.cameras {
+                for camera in self.world.cameras() {
                     pixels.extend_from_slice(env.render(camera)?.as_raw());
                 }
                 Ok(Look { pixels, proprio, prompt: self.policy.prompt(env.instruction())? })
@@ -178,7 +179,7 @@ impl Bench {
 
     fn training(&self, looks: &[Look]) -> efference_train::Result<f64> {
         // Weights of its own: the other measurements keep theirs.
-        let policy = world::policy(&self.config, world::tabletop_proprio())?;
+        let policy = network::policy(&self.config, self.world.proprio_range())?;
         let sft = self.config.sft.clone().unwrap_or_default();
         let mut optimiser = Optimiser::new(&policy.params, OptimiserSettings::sft(&sft))?;
         let actions: Vec<Action> = (0..policy.chunk()).map(|t| wave(0, t)).collect();
@@ -202,8 +203,8 @@ impl Bench {
             round += 1;
             let plans: Vec<EpisodePlan> = (0..SLOTS as u64)
                 .map(|i| EpisodePlan {
-                    task: self.world.tasks[i as usize % self.world.tasks.len()].id().into(),
-                    env_seed: train_seed(round * SLOTS as u64 + i),
+                    task: self.world.tasks()[i as usize % self.world.tasks().len()].clone(),
+                    env_seed: self.world.train_seed(round * SLOTS as u64 + i),
                     action_seed: round * SLOTS as u64 + i,
                     mirrored: false,
                     group: i,

@@ -1,72 +1,22 @@
-//! What a configuration stands for: environments, tasks, the policy network.
+//! The policy network of a configuration: its shape, its first weights, what a checkpoint of it may be used with.
 
 use std::path::Path;
 
-use efference_envs::tabletop::{CAMERAS, PROPRIO_RANGE, TabletopEnv, TabletopOptions, Task};
-use efference_envs::{ACTION_DIM, Env};
+use efference_envs::ACTION_DIM;
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
 use efference_objectives::registry::overlay;
-use efference_rollout::{EnvSource, Purpose, VlaPolicy, seed_for};
+use efference_rollout::{Purpose, VlaPolicy, seed_for};
 
 use crate::checkpoint::{self, Identity, sha256};
-use crate::config::{EnvConfig, TrainConfig};
+use crate::config::TrainConfig;
 use crate::error::Error;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// The suite whose episodes come from stored demonstrations only: nothing can be rolled out or evaluated.
-pub const DATASET_SUITE: &str = "dataset";
 
 /// `[model] init_from` for the weights that the program carries.
 pub const BUILT_IN_WEIGHTS: &str = "builtin:tabletop_play";
 /// The small VLA after `configs/tabletop_play.toml`, numbers rounded to 16 bits.
 const TABLETOP_PLAY: &[u8] = include_bytes!("../../../assets/tabletop_play.safetensors");
-
-/// Tabletop environments as a configuration describes them.
-pub struct Tabletop {
-    /// How each is set up.
-    pub options: TabletopOptions,
-    /// What the policy looks through.
-    pub cameras: Vec<String>,
-    /// Tasks of this run, in order.
-    pub tasks: Vec<Task>,
-}
-
-impl Tabletop {
-    /// The suite of a configuration.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for an unknown task.
-    pub fn new(config: &EnvConfig) -> Result<Self> {
-        let defaults = TabletopOptions::default();
-        let options = TabletopOptions {
-            image_size: config.image_size,
-            max_steps: if config.max_steps == 0 { defaults.max_steps } else { config.max_steps },
-            randomize_lighting: config.lighting,
-            distractors: config.distractors,
-            quality: defaults.quality,
-        };
-        let tasks = match config.tasks.as_slice() {
-            [] => Task::ALL.to_vec(),
-            ids => ids
-                .iter()
-                .map(|id| Task::from_id(id))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| Error::Setting { section: "env.tasks", source: Box::new(e) })?,
-        };
-        Ok(Self { options, cameras: CAMERAS.map(String::from).to_vec(), tasks })
-    }
-}
-
-impl EnvSource for Tabletop {
-    fn make(&self, task: &str) -> efference_envs::Result<Box<dyn Env>> {
-        Ok(Box::new(TabletopEnv::new(task, &self.options)?))
-    }
-
-    fn cameras(&self) -> &[String] {
-        &self.cameras
-    }
-}
 
 /// The network shape of this name, one of those that `[model] preset` may have.
 pub(crate) fn preset(name: &str) -> VlaConfig {
@@ -91,15 +41,6 @@ pub fn vla_config(config: &TrainConfig) -> Result<VlaConfig> {
     shape.vision.image_size = config.env.image_size;
     shape.validate().map_err(|e| refuse(Box::new(e)))?;
     Ok(shape)
-}
-
-/// Range of proprioception when nothing else is known about the robot: the tabletop's workspace.
-pub fn tabletop_proprio() -> Quantiles {
-    let mut range = Quantiles::unit(PROPRIO_RANGE.len());
-    for (d, [low, high]) in PROPRIO_RANGE.into_iter().enumerate() {
-        (range.q01[d], range.q99[d]) = (low, high);
-    }
-    range
 }
 
 /// Refuses a network that this machine cannot hold, before the system ends the program for it.
