@@ -117,13 +117,69 @@ pub enum ImportError {
         /// What there is.
         demos: usize,
     },
+    /// A picture that cannot be shown.
+    #[error("`{}`, `{at}`, row {row}: {problem}; copy or convert the file again", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// Dataset or column.
+        at: String,
+        /// The row.
+        row: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Nothing tells what the gripper numbers mean.
+    #[error("`{}`, {at}: {problem}; say what they mean with the gripper option (`negative-opens` or `one-opens`)", path.display())]
+    Gripper {
+        /// The file.
+        path: PathBuf,
+        /// The demonstration.
+        at: String,
+        /// Why it cannot be told.
+        problem: String,
+    },
+    /// Every step of a demonstration is an idle one.
+    #[error("`{}`, {at}: nothing is left after dropping the idle steps; keep them", path.display())]
+    OnlyIdle {
+        /// The file.
+        path: PathBuf,
+        /// The demonstration.
+        at: String,
+    },
+    /// A folder that is no LeRobot data set, or one that contradicts itself.
+    #[error("`{}`: {problem}", path.display())]
+    LeRobot {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A column of a LeRobot table.
+    #[error("`{}`, column `{column}`: {problem}", path.display())]
+    Column {
+        /// The table.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Frames in video files, which are not decoded here.
+    #[error("`{}`: the frames of `{feature}` are videos, which this program does not decode; convert the data set to one with images (load it with the `lerobot` Python package and write it again with dtype `image`), or take the variant with images that many LIBERO sets have", path.display())]
+    Video {
+        /// `meta/info.json`.
+        path: PathBuf,
+        /// The camera's feature.
+        feature: String,
+    },
 }
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "nothing".into() } else { names.join(", ") }
 }
 
-type Result<T> = std::result::Result<T, ImportError>;
+pub(crate) type Result<T> = std::result::Result<T, ImportError>;
 
 /// One recorded demonstration of T control steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,12 +262,8 @@ impl RobomimicFile {
     /// # Errors
     /// [`ImportError`], naming the dataset inside the file.
     pub fn load(&self, index: usize) -> Result<Demo> {
-        let path = self.path.clone();
-        let Some(name) = self.names.get(index) else {
-            return Err(ImportError::NoDemo { path, index, demos: self.names.len() });
-        };
-        let demo = At { path: &self.path, name: "data".into() }.group(&self.data, name)?;
-        let at = At { path: &self.path, name: format!("data/{name}") };
+        let (demo, at) = self.demo_group(index)?;
+        let name = &self.names[index];
 
         let (shape, actions) = at.numbers(&demo, "actions", "[T, 7]", |s| s.len() == 2 && s[1] == 7)?;
         let steps = shape[0];
@@ -233,6 +285,20 @@ impl RobomimicFile {
         })
     }
 
+    /// The group of demonstration `index`, and its place.
+    pub(crate) fn demo_group(&self, index: usize) -> Result<(Group, At<'_>)> {
+        let Some(name) = self.names.get(index) else {
+            return Err(ImportError::NoDemo { path: self.path.clone(), index, demos: self.names.len() });
+        };
+        let demo = At { path: &self.path, name: "data".into() }.group(&self.data, name)?;
+        Ok((demo, At { path: &self.path, name: format!("data/{name}") }))
+    }
+
+    /// An attribute of the group `data`.
+    pub(crate) fn data_text(&self, attribute: &str) -> Result<Option<String>> {
+        At { path: &self.path, name: "data".into() }.text(&self.data, attribute)
+    }
+
     /// Reads all demonstrations in order.
     pub fn demos(&self) -> impl Iterator<Item = Result<Demo>> + '_ {
         (0..self.names.len()).map(|index| self.load(index))
@@ -240,26 +306,26 @@ impl RobomimicFile {
 }
 
 /// A place inside the file, to be named in errors.
-struct At<'a> {
-    path: &'a Path,
-    name: String,
+pub(crate) struct At<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) name: String,
 }
 
 impl At<'_> {
-    fn join(&self, child: &str) -> String {
+    pub(crate) fn join(&self, child: &str) -> String {
         if self.name == "/" { child.to_string() } else { format!("{}/{child}", self.name) }
     }
 
-    fn broken(&self, e: &hdf5_reader::error::Error) -> ImportError {
+    pub(crate) fn broken(&self, e: &hdf5_reader::error::Error) -> ImportError {
         ImportError::Hdf5 { path: self.path.into(), at: self.name.clone(), problem: e.to_string() }
     }
 
-    fn children(&self, group: &Group) -> Result<Vec<String>> {
+    pub(crate) fn children(&self, group: &Group) -> Result<Vec<String>> {
         let (groups, datasets) = group.member_names().map_err(|e| self.broken(&e))?;
         Ok([groups, datasets].concat())
     }
 
-    fn require(&self, group: &Group, child: &str) -> Result<()> {
+    pub(crate) fn require(&self, group: &Group, child: &str) -> Result<()> {
         let present = self.children(group)?;
         if present.iter().any(|name| name == child) {
             return Ok(());
@@ -267,14 +333,14 @@ impl At<'_> {
         Err(ImportError::Missing { path: self.path.into(), wanted: self.join(child), present })
     }
 
-    fn group(&self, parent: &Group, child: &str) -> Result<Group> {
+    pub(crate) fn group(&self, parent: &Group, child: &str) -> Result<Group> {
         self.require(parent, child)?;
         let at = At { path: self.path, name: self.join(child) };
         parent.group(child).map_err(|e| at.broken(&e))
     }
 
     /// Shape and numbers of a dataset whose shape fits.
-    fn numbers(
+    pub(crate) fn numbers(
         &self,
         group: &Group,
         child: &str,
@@ -307,7 +373,7 @@ impl At<'_> {
         Ok((shape, values))
     }
 
-    fn text(&self, group: &Group, attribute: &str) -> Result<Option<String>> {
+    pub(crate) fn text(&self, group: &Group, attribute: &str) -> Result<Option<String>> {
         let at = At { path: self.path, name: format!("{}@{attribute}", self.name) };
         let all = group.attributes().map_err(|e| at.broken(&e))?;
         let found = all.iter().find(|a| a.name == attribute);
