@@ -6,6 +6,7 @@ mod compare;
 mod conformance;
 mod demos;
 mod doctor;
+mod env_worker;
 mod eval;
 mod export;
 mod quickstart;
@@ -47,4 +48,5 @@ commands! {
     Conformance => conformance,
     Bench => bench,
     Doctor => doctor,
+    EnvWorker => env_worker,
 }

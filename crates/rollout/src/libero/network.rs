@@ -32,16 +32,16 @@ struct Request {
 
 /// A network behind a desk: who comes while it computes waits, and is served together with all others who wait. On the CPU
 /// a row has the same bits alone and in a batch, so who waits with whom changes nothing.
-pub struct Network<'p> {
-    policy: &'p VlaPolicy,
+pub struct Network {
+    policy: VlaPolicy,
     settings: NetworkSettings,
     waiting: Mutex<Vec<Request>>,
     turn: Mutex<()>,
 }
 
-impl<'p> Network<'p> {
+impl Network {
     /// Takes the network for the time of an evaluation.
-    pub fn new(policy: &'p VlaPolicy, settings: NetworkSettings) -> Self {
+    pub fn new(policy: VlaPolicy, settings: NetworkSettings) -> Self {
         Self { policy, settings, waiting: Mutex::default(), turn: Mutex::default() }
     }
 
@@ -71,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl PolicySource for Network<'_> {
+impl PolicySource for Network {
     fn open(&self) -> Box<dyn EvalPolicy + '_> {
         Box::new(Player { network: self, prompt: None, seed: 0, queries: 0 })
     }
@@ -90,7 +90,7 @@ impl PolicySource for Network<'_> {
 }
 
 struct Player<'n> {
-    network: &'n Network<'n>,
+    network: &'n Network,
     prompt: Option<Arc<Prompt>>,
     seed: u64,
     queries: u64,
@@ -107,7 +107,7 @@ impl EvalPolicy for Player<'_> {
 
     fn act(&mut self, view: &mut View<'_>) -> Result<Vec<[f64; 7]>, EpisodeError> {
         let failed = |why: String| EpisodeError::from(PolicyError::Failed { why });
-        let policy = self.network.policy;
+        let policy = &self.network.policy;
         let prompt = self.prompt.clone().ok_or_else(|| failed("no episode was started".into()))?;
         let cameras = [Camera::Scene, Camera::Hand];
         let cameras = cameras.get(..policy.net.config().num_images).ok_or_else(|| {
