@@ -6,6 +6,7 @@ mod compare;
 mod conformance;
 mod demos;
 mod doctor;
+mod doctor_libero;
 mod env_worker;
 mod eval;
 mod export;
