@@ -15,7 +15,8 @@ use tungstenite::Message;
 
 /// Packs without pictures: `libero_goal_0`, `libero_goal_7` and four others.
 fn packs() -> PathBuf {
-    fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/libero/packs_physics")).unwrap()
+    fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/libero/packs_physics"))
+        .unwrap()
 }
 
 struct Desk {
@@ -103,7 +104,11 @@ fn what_does_not_exist_is_named() {
     refuses(&desk.run("idle", &["--task", "10"]), 2, &["no task 10", "0 to 9"]);
     refuses(&desk.run("runs/none", &["--task", "7"]), 1, &["no policy `runs/none`", "openpi://"]);
     refuses(&desk.run("openpi://localhost:0", &["--task", "7"]), 1, &["port"]);
-    refuses(&desk.run("idle", &["--task", "7", "--protocol", "pi0"]), 1, &["no evaluation protocol `pi0`", "simplevla"]);
+    refuses(
+        &desk.run("idle", &["--task", "7", "--protocol", "pi0"]),
+        1,
+        &["no evaluation protocol `pi0`", "simplevla"],
+    );
     refuses(&desk.run("idle", &["--task", "7", "--max-steps", "2000"]), 1, &["max_steps", "1000"]);
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("vla-eval://127.0.0.1:{free}");
@@ -123,11 +128,22 @@ fn a_damaged_pack_costs_its_task_only() {
     let desk = Desk::with_own_packs();
     let meta = desk.packs.join("libero_goal_7/meta.json");
     let good = fs::read_to_string(&meta).unwrap();
-    fs::write(&meta, good.replacen("\"format\": 1", "\"format\": 9", 1).replacen("\"format\":1", "\"format\":9", 1)).unwrap();
-    refuses(&desk.run("idle", &play), 1, &["1 of 2 episodes could not be played", "`format` is 9", "--resume"]);
+    fs::write(
+        &meta,
+        good.replacen("\"format\": 1", "\"format\": 9", 1).replacen("\"format\":1", "\"format\":9", 1),
+    )
+    .unwrap();
+    refuses(
+        &desk.run("idle", &play),
+        1,
+        &["1 of 2 episodes could not be played", "`format` is 9", "--resume"],
+    );
     assert_eq!((desk.verdicts(0), desk.verdicts(7)), (vec!["failure".to_owned()], vec![]));
     let report = desk.report();
-    assert_eq!((&report["complete"], &report["expected"], &report["episodes"]), (&false.into(), &2.into(), &1.into()));
+    assert_eq!(
+        (&report["complete"], &report["expected"], &report["episodes"]),
+        (&false.into(), &2.into(), &1.into())
+    );
     assert!(report["tasks"][1]["note"].as_str().unwrap().contains("format"));
     let markdown = fs::read_to_string(desk.dir.path().join("out/report.md")).unwrap();
     assert!(markdown.contains("**Incomplete:** 1 of 2") && markdown.contains("| MuJoCo | 3."), "{markdown}");
@@ -140,9 +156,13 @@ fn a_damaged_pack_costs_its_task_only() {
     assert_eq!(desk.verdicts(0), ["failure"]);
 
     let desk = Desk::with_own_packs();
-    fs::write(desk.packs.join("libero_goal_7/model.xml"), "<mujoco><worldbody><geom/></worldbody></mujoco>").unwrap();
+    fs::write(desk.packs.join("libero_goal_7/model.xml"), "<mujoco><worldbody><geom/></worldbody></mujoco>")
+        .unwrap();
     refuses(&desk.run("idle", &play), 1, &["model.xml"]);
-    assert_eq!((desk.verdicts(0), desk.verdicts(7)), (vec!["failure".to_owned()], vec!["simulator_error".to_owned()]));
+    assert_eq!(
+        (desk.verdicts(0), desk.verdicts(7)),
+        (vec!["failure".to_owned()], vec!["simulator_error".to_owned()])
+    );
 
     // More episodes than states.
     let desk = Desk::new();
@@ -167,7 +187,11 @@ fn workers_and_interruptions_change_nothing() {
     assert_eq!(expected.1.len(), 8);
 
     let three = Desk::new();
-    let mut child = three.command("zero", &[&play[..], &["--workers", "3"]].concat()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = three
+        .command("zero", &[&play[..], &["--workers", "3"]].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     wait_for(|| three.lines().len() >= 2);
     signal("INT", child.id());
     let status = child.wait().unwrap();
@@ -212,7 +236,11 @@ fn a_lost_worker_costs_one_episode() {
     for (name, reason) in [("KILL", "signal: 9"), ("STOP", "within 2.0 s")] {
         let desk = Desk::new();
         let play = ["--task", "7", "--episodes", "6", "--max-steps", "60", "--workers", "1", "--isolate"];
-        let mut child = desk.command("zero", &[&play[..], &["--step-seconds", "2"]].concat()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = desk
+            .command("zero", &[&play[..], &["--step-seconds", "2"]].concat())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         wait_for(|| !desk.lines().is_empty());
         let workers = workers_of(&child);
         assert_eq!(workers.len(), 1);
@@ -258,7 +286,8 @@ fn serve(stream: TcpStream, word: &str, bad: &str, healed: &AtomicUsize) -> Opti
     loop {
         let Message::Binary(data) = socket.read().ok()? else { continue };
         let asked = rmpv::decode::read_value(&mut &data[..]).ok()?;
-        let prompt = asked.as_map()?.iter().find(|(k, _)| k.as_str() == Some("prompt"))?.1.as_str()?.to_owned();
+        let prompt =
+            asked.as_map()?.iter().find(|(k, _)| k.as_str() == Some("prompt"))?.1.as_str()?.to_owned();
         let row = |x: f64| Msg::Array(vec![Msg::from(x); 7]);
         let good = Msg::Array(vec![row(0.1); 5]);
         let actions = if prompt.contains(word) && healed.load(Ordering::SeqCst) == 0 {
@@ -286,14 +315,21 @@ fn a_policy_that_answers_badly_costs_its_task_only() {
         let desk = Desk::new();
         let play = ["--task", "7", "--task", "0", "--episodes", "4", "--max-steps", "5", "--workers", "1"];
         let output = desk.run(&address, &[&play[..], &["--answer-seconds", "0.5"]].concat());
-        refuses(&output, 1, &["of 8 episodes could not be played", "given up after 3 errors in a row", reason]);
+        refuses(
+            &output,
+            1,
+            &["of 8 episodes could not be played", "given up after 3 errors in a row", reason],
+        );
         assert_eq!((desk.verdicts(0).len(), desk.verdicts(7).len()), (4, 3));
         assert!(desk.verdicts(7).iter().all(|v| v == "policy_error"));
         healed.store(1, Ordering::SeqCst);
         let output = desk.run(&address, &[&play[..], &["--resume"]].concat());
         assert!(output.status.success(), "{}", words(&output));
         let report = desk.report();
-        assert_eq!((&report["complete"], &report["episodes"], &report["errors"]), (&true.into(), &8.into(), &0.into()));
+        assert_eq!(
+            (&report["complete"], &report["episodes"], &report["errors"]),
+            (&true.into(), &8.into(), &0.into())
+        );
         assert_eq!(report["settings"]["protocol"]["images"], "open_pi");
         assert_eq!(report["settings"]["simulation"]["order"], "fused");
     }

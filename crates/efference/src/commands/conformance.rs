@@ -54,11 +54,15 @@ fn elsewhere(id: &str, function: &str, inputs: &Numbers) -> Option<std::result::
 
 /// Success per task and of the suite with Wilson's interval; LIBERO-Plus's totals, weighted by tasks and not.
 fn success_of_a_suite(inputs: &Numbers) -> std::result::Result<Numbers, String> {
-    let input = |name: &str| inputs.get(name).ok_or_else(|| format!("the case has no usable `inputs.{name}`"));
+    let input =
+        |name: &str| inputs.get(name).ok_or_else(|| format!("the case has no usable `inputs.{name}`"));
     let (success, rates, counts) = (input("success")?, input("plus_rates")?, input("plus_counts")?);
     let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len() as f64;
-    let (low, high) =
-        efference_viz::wilson(success.iter().sum::<f64>() as u64, success.len() as u64, efference_viz::stats::Z_95);
+    let (low, high) = efference_viz::wilson(
+        success.iter().sum::<f64>() as u64,
+        success.len() as u64,
+        efference_viz::stats::Z_95,
+    );
     // 50 saved initial states per task.
     let per_task: Vec<f64> = success.chunks(50).map(mean).collect();
     let weighted = rates.iter().zip(counts).map(|(r, n)| r * n).sum::<f64>() / counts.iter().sum::<f64>();

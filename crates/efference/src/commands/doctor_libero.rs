@@ -31,7 +31,8 @@ pub(super) fn checks(suite: Option<&str>, policy: Option<&Path>) -> Result<Vec<(
     };
     let mut out = vec![("LIBERO packs", Ok(packs(&pack)))];
     let options = SimOptions { image_size: SIDE, ..SimOptions::default() };
-    let simulate = |e: efference_envs::libero::Error| Failure::from(e).doing(format!("cannot simulate {}", pack.id()));
+    let simulate =
+        |e: efference_envs::libero::Error| Failure::from(e).doing(format!("cannot simulate {}", pack.id()));
     let mut sim = LiberoSim::new(&pack, &options).map_err(simulate)?;
     restore(&mut sim).map_err(simulate)?;
     out.push(("quaternion", quaternion(&sim)));
@@ -81,7 +82,8 @@ fn restore(sim: &mut LiberoSim) -> Simulated<()> {
 /// At the start the hand points down: half a turn about x. In LIBERO's data this is +pi; with the other quaternion of the
 /// same orientation, or with wxyz taken for xyzw, it is another vector.
 fn quaternion(sim: &LiberoSim) -> Found {
-    const HELP: &str = "the state must take the quaternion xyzw as the simulator gives it, without making w positive";
+    const HELP: &str =
+        "the state must take the quaternion xyzw as the simulator gives it, without making w positive";
     let quat = sim.observation().eef_quat;
     let turn = axis_angle(quat);
     let length = quat.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -114,7 +116,8 @@ fn gripper(sim: &mut LiberoSim) -> Simulated<Found> {
 /// the policy's mirrored one up and to the left. Where the hand is, segmentation tells; that the coloured picture lies the
 /// same way, the pixels that changed tell.
 fn orientation(sim: &mut LiberoSim) -> Simulated<Found> {
-    const HELP: &str = "pictures must be upright, and mirrored for policies; report this with the renderer's name";
+    const HELP: &str =
+        "pictures must be upright, and mirrored for policies; report this with the renderer's name";
     let camera = "agentview";
     let before = (sim.render(camera)?, hand(sim, camera)?);
     for _ in 0..10 {
@@ -125,7 +128,10 @@ fn orientation(sim: &mut LiberoSim) -> Simulated<Found> {
         return Ok(Err(("the hand is not seen by `agentview`".into(), HELP)));
     };
     let moved = [to[0] - from[0], to[1] - from[1]];
-    let shown = format!("a hand that goes up and left moves by ({:+.0}, {:+.0}) px in the policy's picture", -moved[0], moved[1]);
+    let shown = format!(
+        "a hand that goes up and left moves by ({:+.0}, {:+.0}) px in the policy's picture",
+        -moved[0], moved[1]
+    );
     if !(moved[0] > 2.0 && moved[1] < -2.0) {
         return Ok(Err((shown, HELP)));
     }
@@ -224,7 +230,8 @@ fn actions(stats: &Quantiles) -> Found {
 
 /// The states that the expert came by must lie inside the checkpoint's ranges, give or take half a range.
 fn proprio(stats: &Quantiles, states: &[[f64; 8]]) -> Found {
-    const HELP: &str = "the checkpoint saw another state: order, frame, or sign of the quaternion; train again";
+    const HELP: &str =
+        "the checkpoint saw another state: order, frame, or sign of the quaternion; train again";
     const NAMES: [&str; 8] = ["x", "y", "z", "turn x", "turn y", "turn z", "left finger", "right finger"];
     let mut worst = (1.0, 0);
     for d in 0..NAMES.len().min(stats.q01.len()) {
@@ -239,7 +246,11 @@ fn proprio(stats: &Quantiles, states: &[[f64; 8]]) -> Found {
     let (share, d) = worst;
     if share < 0.8 {
         let (low, high) = (stats.q01[d], stats.q99[d]);
-        let what = format!("`{}` is outside {low:.2} to {high:.2} in {} of the states", NAMES[d], percent(1.0 - share));
+        let what = format!(
+            "`{}` is outside {low:.2} to {high:.2} in {} of the states",
+            NAMES[d],
+            percent(1.0 - share)
+        );
         return Err((what, HELP));
     }
     Ok(format!("at least {} of the expert's states are inside every range", percent(share)))

@@ -42,7 +42,8 @@ fn pictures(inputs: &Numbers) -> Result<Numbers, String> {
     let numbers = input(inputs, "image_hwc_u8")?;
     let side = ((numbers.len() / 3) as f64).sqrt() as u32;
     let bytes = numbers.iter().map(|&x| x as u8).collect();
-    let picture = RgbImage::from_raw(side, side, bytes).filter(|p| p.as_raw().len() == numbers.len() && side > 0);
+    let picture =
+        RgbImage::from_raw(side, side, bytes).filter(|p| p.as_raw().len() == numbers.len() && side > 0);
     let picture = picture.ok_or("`inputs.image_hwc_u8` is no square picture")?;
     let resized = lanczos3(&rotate180(&picture), SIDE);
     let cropped = centre_crop(&resized, SIDE, CROP_AREA);

@@ -55,7 +55,9 @@ impl Images {
         match self {
             Self::Plain | Self::Own => Ok(mirrored),
             Self::OpenPi => Ok(pad_to(&mirrored, SIDE)),
-            Self::OftWithoutJpeg => Ok(to_bytes(&centre_crop(&lanczos3(&mirrored, SIDE), SIDE, CROP_AREA), SIDE)),
+            Self::OftWithoutJpeg => {
+                Ok(to_bytes(&centre_crop(&lanczos3(&mirrored, SIDE), SIDE, CROP_AREA), SIDE))
+            }
             Self::Oft => {
                 let decoded = jpeg(&mirrored).map_err(fail)?;
                 Ok(to_bytes(&centre_crop(&lanczos3(&decoded, SIDE), SIDE, CROP_AREA), SIDE))
@@ -143,7 +145,8 @@ fn bilinear(image: &RgbImage, width: u32, height: u32) -> RgbImage {
 /// Antialiased Lanczos3 to a square, rounded and clipped to bytes.
 pub(super) fn lanczos3(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let (rows, columns) = (weights(image.height(), side, LOBES, lanczos), weights(image.width(), side, LOBES, lanczos));
+    let (rows, columns) =
+        (weights(image.height(), side, LOBES, lanczos), weights(image.width(), side, LOBES, lanczos));
     let side = side as usize;
     let pixels = image.as_raw();
     // Rows first: [side, width, 3].

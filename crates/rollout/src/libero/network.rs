@@ -56,7 +56,8 @@ impl Network {
         let batch = std::mem::take(&mut *lock(&self.waiting));
         let (answers, (looks, draws)): (Vec<_>, (Vec<_>, Vec<_>)) =
             batch.into_iter().map(|r| (r.answer, (r.look, r.draw))).unzip();
-        let choices = self.policy.sample(&looks, self.settings.temperature, &draws).map_err(|e| e.to_string());
+        let choices =
+            self.policy.sample(&looks, self.settings.temperature, &draws).map_err(|e| e.to_string());
         drop(turn);
         match choices {
             // Nobody listens who was stopped meanwhile.
@@ -119,7 +120,9 @@ impl EvalPolicy for Player<'_> {
             let picture = view.picture(camera)?;
             if picture.dimensions() != (side, side) {
                 let (w, h) = picture.dimensions();
-                let why = format!("the protocol's pictures are {w} x {h} pixels, the network reads {side} x {side}");
+                let why = format!(
+                    "the protocol's pictures are {w} x {h} pixels, the network reads {side} x {side}"
+                );
                 return Err(failed(why));
             }
             pixels.extend_from_slice(picture.as_raw());

@@ -20,7 +20,9 @@ pub enum PolicyError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// Fewer actions than the protocol executes.
-    #[error("the policy answered with {got} actions, but {executed} of each answer are executed\n  hint: `--executed {got}`")]
+    #[error(
+        "the policy answered with {got} actions, but {executed} of each answer are executed\n  hint: `--executed {got}`"
+    )]
     Short {
         /// What came.
         got: usize,

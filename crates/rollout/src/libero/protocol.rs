@@ -116,7 +116,8 @@ pub const SUITES: [&str; 5] = ["libero_spatial", "libero_object", "libero_goal",
 /// # Errors
 /// [`ProtocolError::Suite`].
 pub fn base_suite(suite: &str) -> Result<usize, ProtocolError> {
-    let is = |base: &&str| suite.strip_prefix(*base).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+    let is =
+        |base: &&str| suite.strip_prefix(*base).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
     SUITES.iter().position(|base| is(&base)).ok_or_else(|| ProtocolError::Suite { suite: suite.into() })
 }
 
@@ -185,7 +186,11 @@ impl Protocol {
         let wrong = |field, expected, got: String| Err(ProtocolError::Setting { field, expected, got });
         // The simulator refuses step 1001.
         if self.max_steps == 0 || self.max_steps + self.idle_steps > 1000 {
-            return wrong("max_steps", "at least 1, and with the idle steps at most 1000", self.max_steps.to_string());
+            return wrong(
+                "max_steps",
+                "at least 1, and with the idle steps at most 1000",
+                self.max_steps.to_string(),
+            );
         }
         if self.executed == Some(0) {
             return wrong("executed", "at least 1", "0".into());

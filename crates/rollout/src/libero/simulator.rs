@@ -60,7 +60,9 @@ pub enum SimulatorError {
         why: String,
     },
     /// There are fewer saved initial states.
-    #[error("task {task} has {saved} saved initial states; there is no number {episode}\n  hint: `--episodes {saved}` plays them all")]
+    #[error(
+        "task {task} has {saved} saved initial states; there is no number {episode}\n  hint: `--episodes {saved}` plays them all"
+    )]
     NoState {
         /// Task number.
         task: usize,

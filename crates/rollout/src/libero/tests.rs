@@ -82,7 +82,8 @@ impl PolicySource for Walkers {
 impl EvalPolicy for Walker {
     fn start(&mut self, start: &Start<'_>) -> Result<(), PolicyError> {
         self.task = start.task;
-        let draw = crate::seed_for(start.seed, crate::Purpose::Actions, &[start.task as u64, start.episode as u64]);
+        let draw =
+            crate::seed_for(start.seed, crate::Purpose::Actions, &[start.task as u64, start.episode as u64]);
         self.speed = (draw % 1000) as f64 / 4000.0;
         Ok(())
     }
@@ -125,7 +126,13 @@ struct Played {
 }
 
 /// Plays into the journal of `dir`; `stop_after` so many new lines.
-fn run(dir: &Path, eval: &Evaluation<'_>, walkers: &Walkers, fails_at: Option<usize>, stop_after: usize) -> Played {
+fn run(
+    dir: &Path,
+    eval: &Evaluation<'_>,
+    walkers: &Walkers,
+    fails_at: Option<usize>,
+    stop_after: usize,
+) -> Played {
     let path = dir.join("episodes.jsonl");
     let mut journal = Journal::open(&path, &json!({ "protocol": eval.protocol }), path.exists()).unwrap();
     let (count, pictures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
@@ -200,7 +207,9 @@ fn short_and_broken_answers_are_errors_of_the_policy() {
     let protocol = protocol();
     let rules = Rules { protocol: &protocol, step_limit: Duration::from_secs(5), stop: &|| false };
     let start = Start { suite: "libero_goal", task: 0, episode: 0, instruction: "do it", seed: 7 };
-    let error = |actions| play(&mut Toy::default(), &mut Says(actions), &rules, &start, None).unwrap_err().to_string();
+    let error = |actions| {
+        play(&mut Toy::default(), &mut Says(actions), &rules, &start, None).unwrap_err().to_string()
+    };
     assert!(error(vec![]).contains("0 actions, but 3"));
     assert!(error(vec![[0.0; 7]; 2]).contains("2 actions, but 3"));
     let mut broken = vec![[0.0; 7]; 3];
@@ -255,7 +264,8 @@ fn what_fails_costs_its_episode_or_its_task_and_nothing_else() {
     assert!(died.place.episode == 6 && died.reason.as_deref().unwrap().contains("signal 9"));
     assert_eq!((of(9).count(), of(4).count(), of(5).count()), (1, 3, 8));
     assert!(of(4).all(|line| line.verdict == Verdict::PolicyError));
-    let notes: Vec<(usize, bool)> = played.notes.iter().map(|n| (n.task, n.why.contains("given up"))).collect();
+    let notes: Vec<(usize, bool)> =
+        played.notes.iter().map(|n| (n.task, n.why.contains("given up"))).collect();
     assert_eq!(notes, [(4, true), (9, false)]);
     // Once they work again, only what is missing is played.
     let before = played.lines.iter().filter(|line| line.verdict.finished()).count();
@@ -275,11 +285,14 @@ fn a_journal_is_only_gone_on_from_with_the_same_settings() {
     assert!(matches!(Journal::open(&path, &settings, false), Err(JournalError::Exists { .. })));
     drop(Journal::open(&path, &settings, true).unwrap());
     let other = json!({ "protocol": { "executed": 5, "images": "oft" }, "mujoco": "3.3.2", "seed": 1 });
-    let Err(JournalError::Different { differences, .. }) = Journal::open(&path, &other, true) else { panic!() };
+    let Err(JournalError::Different { differences, .. }) = Journal::open(&path, &other, true) else {
+        panic!()
+    };
     let fields: Vec<&str> = differences.iter().map(|d| d.field.as_str()).collect();
     assert_eq!(fields, ["protocol.executed", "seed"]);
     let text = std::fs::read_to_string(&path).unwrap();
-    for (damaged, line) in [("", 1), ("{\"format\":2,\"settings\":{}}\n", 1), (&*format!("{text}hello\n"), 2)] {
+    for (damaged, line) in [("", 1), ("{\"format\":2,\"settings\":{}}\n", 1), (&*format!("{text}hello\n"), 2)]
+    {
         std::fs::write(&path, damaged).unwrap();
         let error = Journal::open(&path, &settings, true).unwrap_err();
         assert!(matches!(error, JournalError::Corrupt { line: l, .. } if l == line), "{error}");
@@ -296,7 +309,8 @@ fn a_worker_that_ends_is_told_by_its_end() {
             arguments: arguments.iter().map(|&a| a.into()).collect(),
         };
         let limits = worker::WorkerLimits { start: limits.step, ..limits };
-        let mut sim = worker::Isolated::new(command, std::sync::Arc::clone(&packs), Default::default(), limits);
+        let mut sim =
+            worker::Isolated::new(command, std::sync::Arc::clone(&packs), Default::default(), limits);
         let error = sim.start(0, 0).unwrap_err().to_string();
         assert_eq!(sim.pid(), None);
         error

@@ -24,11 +24,22 @@ use super::simulator::{Camera, Felt, Native, Simulator, SimulatorError, Stepped}
 #[serde(rename_all = "snake_case")]
 enum Question {
     /// First of all: packs by task number, settings, the file for pictures.
-    Hello { packs: Vec<(usize, PathBuf)>, options: SimOptions, frames: PathBuf },
-    Start { task: usize, episode: usize },
-    Step { action: [f64; 7] },
+    Hello {
+        packs: Vec<(usize, PathBuf)>,
+        options: SimOptions,
+        frames: PathBuf,
+    },
+    Start {
+        task: usize,
+        episode: usize,
+    },
+    Step {
+        action: [f64; 7],
+    },
     Felt,
-    Render { camera: Camera },
+    Render {
+        camera: Camera,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,10 +49,22 @@ enum Answer {
     Stepped(Stepped),
     Felt(Felt),
     /// The picture is at the start of the file.
-    Frame { width: u32, height: u32 },
-    Task { task: usize, why: String },
-    NoState { task: usize, episode: usize, saved: usize },
-    Failed { why: String },
+    Frame {
+        width: u32,
+        height: u32,
+    },
+    Task {
+        task: usize,
+        why: String,
+    },
+    NoState {
+        task: usize,
+        episode: usize,
+        saved: usize,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 /// Longest line that is read from a worker.
@@ -107,9 +130,16 @@ impl Isolated {
     }
 
     /// Asks the worker; one that is dead, silent or confused is put away.
-    fn ask(&mut self, question: &Question, limit: Duration, what: &'static str) -> Result<Answer, SimulatorError> {
+    fn ask(
+        &mut self,
+        question: &Question,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<Answer, SimulatorError> {
         let Some(process) = &mut self.process else {
-            return Err(SimulatorError::Died { why: "it ended before; the next episode starts a new one".into() });
+            return Err(SimulatorError::Died {
+                why: "it ended before; the next episode starts a new one".into(),
+            });
         };
         let answer = process.ask(question, limit, what);
         if answer.is_err() {
@@ -171,7 +201,8 @@ impl Simulator for Isolated {
         }
         let mut bytes = vec![0; 3 * side * side];
         let frames = self.process.as_ref().map(|process| process.frames.as_file());
-        let read = frames.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |f| f.read_exact_at(&mut bytes, 0));
+        let read =
+            frames.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |f| f.read_exact_at(&mut bytes, 0));
         read.map_err(|e| SimulatorError::Died { why: format!("its picture could not be read: {e}") })?;
         RgbImage::from_raw(width, height, bytes).ok_or_else(|| self.confused())
     }
@@ -198,7 +229,8 @@ impl Process {
             .stdout(Stdio::piped())
             .spawn()?;
         let missing = || io::Error::other("its pipes are missing");
-        let (input, output) = (child.stdin.take().ok_or_else(missing)?, child.stdout.take().ok_or_else(missing)?);
+        let (input, output) =
+            (child.stdin.take().ok_or_else(missing)?, child.stdout.take().ok_or_else(missing)?);
         // Reading has no time limit of its own, so it happens on a thread that ends with the process.
         let (send, answers) = sync_channel(1);
         std::thread::spawn(move || {
@@ -215,7 +247,12 @@ impl Process {
         Ok(Self { child, input, answers, frames })
     }
 
-    fn ask(&mut self, question: &Question, limit: Duration, what: &'static str) -> Result<Answer, SimulatorError> {
+    fn ask(
+        &mut self,
+        question: &Question,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<Answer, SimulatorError> {
         let text = serde_json::to_string(question)
             .map_err(|e| SimulatorError::Failed { why: format!("the question could not be written: {e}") })?;
         // A question is far smaller than a pipe's buffer: this does not wait.
@@ -223,9 +260,12 @@ impl Process {
             return Err(self.died());
         }
         match self.answers.recv_timeout(limit) {
-            Ok(Ok(line)) if !line.is_empty() => serde_json::from_str(&line)
-                .map_err(|e| SimulatorError::Died { why: format!("it spoke nonsense and was put away: {e}") }),
-            Err(RecvTimeoutError::Timeout) => Err(SimulatorError::Slow { what, limit_s: limit.as_secs_f64() }),
+            Ok(Ok(line)) if !line.is_empty() => serde_json::from_str(&line).map_err(|e| {
+                SimulatorError::Died { why: format!("it spoke nonsense and was put away: {e}") }
+            }),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(SimulatorError::Slow { what, limit_s: limit.as_secs_f64() })
+            }
             _ => Err(self.died()),
         }
     }
@@ -294,7 +334,9 @@ fn answer(simulator: &mut Native, frames: &File, question: Question) -> Answer {
         Question::Felt => simulator.felt().map(Answer::Felt),
         Question::Render { camera } => simulator.render(camera).and_then(|picture| {
             let written = frames.write_all_at(picture.as_raw(), 0);
-            written.map_err(|e| SimulatorError::Failed { why: format!("the picture could not be written: {e}") })?;
+            written.map_err(|e| SimulatorError::Failed {
+                why: format!("the picture could not be written: {e}"),
+            })?;
             Ok(Answer::Frame { width: picture.width(), height: picture.height() })
         }),
         Question::Hello { .. } => return Answer::Failed { why: "hello was said before".into() },

@@ -89,9 +89,8 @@ impl Channel {
         let tcp = connected.ok_or(last).map_err(failed)?;
         // Small messages go out at once.
         tcp.set_nodelay(true).map_err(failed)?;
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
         let url = format!("ws://{host_port}{}", address.path);
         match tungstenite::client::client_with_config(url, Timed { tcp, until }, Some(config)) {
             Ok((socket, _)) => Ok(Self { socket }),
@@ -140,7 +139,9 @@ impl Channel {
             let tcp = &self.socket.get_ref().tcp;
             let waiting = tcp.set_read_timeout(Some(GLANCE)).and_then(|()| tcp.peek(&mut byte));
             match waiting {
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return Ok(()),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Ok(());
+                }
                 Err(e) => return Err(RemoteError::Closed { why: e.to_string() }),
                 Ok(0) => return Err(RemoteError::Closed { why: "it hung up between two questions".into() }),
                 Ok(_) => {}
@@ -163,7 +164,8 @@ impl Channel {
 /// servers report so that an episode could not be started.
 fn unasked(bytes: &[u8]) -> RemoteError {
     let value = decode(bytes).unwrap_or(rmpv::Value::Nil);
-    let error = get(&value, "payload").and_then(|payload| get(payload, "error")).and_then(rmpv::Value::as_str);
+    let error =
+        get(&value, "payload").and_then(|payload| get(payload, "error")).and_then(rmpv::Value::as_str);
     match error {
         Some(text) => RemoteError::Server { text: shorten(text) },
         None => RemoteError::Garbage { why: "a message came that nobody had asked for".into() },
@@ -182,7 +184,9 @@ fn decode(bytes: &[u8]) -> Result<rmpv::Value> {
 
 fn ended(error: tungstenite::Error, what: &'static str, limit: Duration) -> RemoteError {
     match error {
-        tungstenite::Error::Io(e) if e.kind() == io::ErrorKind::TimedOut => RemoteError::Timeout { what, limit },
+        tungstenite::Error::Io(e) if e.kind() == io::ErrorKind::TimedOut => {
+            RemoteError::Timeout { what, limit }
+        }
         tungstenite::Error::Capacity(_) => RemoteError::TooLarge { limit: MAX_MESSAGE },
         tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
             RemoteError::Closed { why: "without a goodbye".into() }

@@ -174,7 +174,9 @@ fn actions(answer: &Value) -> Result<Vec<[f64; 7]>> {
         [rows, COLUMNS] if (1..=MAX_ROWS).contains(&rows) => rows,
         _ => {
             let shape = &array.shape;
-            return Err(wrong(format!("expected the shape [H, 7] with H from 1 to {MAX_ROWS}, got {shape:?}")));
+            return Err(wrong(format!(
+                "expected the shape [H, 7] with H from 1 to {MAX_ROWS}, got {shape:?}"
+            )));
         }
     };
     if let Some(i) = array.data.iter().position(|x| !x.is_finite()) {

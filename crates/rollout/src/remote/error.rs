@@ -10,7 +10,9 @@ pub type Result<T> = std::result::Result<T, RemoteError>;
 #[non_exhaustive]
 pub enum RemoteError {
     /// The address is not one.
-    #[error("`{given}` is no address of a policy server: {why}\n  hint: write openpi://HOST:PORT or vla-eval://HOST:PORT")]
+    #[error(
+        "`{given}` is no address of a policy server: {why}\n  hint: write openpi://HOST:PORT or vla-eval://HOST:PORT"
+    )]
     Address {
         /// What was given.
         given: String,
@@ -18,7 +20,9 @@ pub enum RemoteError {
         why: String,
     },
     /// Nobody accepts connections there.
-    #[error("cannot connect to the policy server at {address}: {source}\n  hint: start the server, and check host and port")]
+    #[error(
+        "cannot connect to the policy server at {address}: {source}\n  hint: start the server, and check host and port"
+    )]
     Connect {
         /// HOST:PORT.
         address: String,
@@ -26,7 +30,9 @@ pub enum RemoteError {
         source: std::io::Error,
     },
     /// Somebody is there, but does not speak this protocol.
-    #[error("the server at {address} does not speak the {protocol} protocol: {why}\n  hint: check the port and the scheme of the address")]
+    #[error(
+        "the server at {address} does not speak the {protocol} protocol: {why}\n  hint: check the port and the scheme of the address"
+    )]
     Handshake {
         /// HOST:PORT.
         address: String,

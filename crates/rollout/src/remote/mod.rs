@@ -106,7 +106,8 @@ impl FromStr for Address {
             },
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-        if host.is_empty() || !host.chars().all(plain) || (host.contains(':') && !authority.starts_with('[')) {
+        if host.is_empty() || !host.chars().all(plain) || (host.contains(':') && !authority.starts_with('['))
+        {
             return Err(wrong("its host is missing or has characters that no host has"));
         }
         if path.chars().any(|c| c.is_control() || c.is_whitespace()) {

@@ -1,5 +1,5 @@
-//! A server of the tests' own that gives bad answers; the good ones are checked against the real servers
-//! (`scripts/policy_servers.py`).
+//! A server of the tests' own, mostly for bad answers. Good ones were checked by hand against openpi-client 0.1.2 and
+//! vla-eval 0.8.0 (docs/notes.md).
 
 #![allow(clippy::unwrap_used)]
 
@@ -281,7 +281,10 @@ fn nobody_there_and_another_protocol() {
 }
 
 /// A vla-eval server with this hello, which answers every observation with what `answer` makes of its number.
-fn vla_eval(hello: Value, answer: impl Fn(u64, &Value) -> Value + Send + Sync + Clone + 'static) -> RemotePolicy {
+fn vla_eval(
+    hello: Value,
+    answer: impl Fn(u64, &Value) -> Value + Send + Sync + Clone + 'static,
+) -> RemotePolicy {
     let (port, _) = server(move |mut socket| {
         while let Ok(message) = socket.read() {
             let Message::Binary(data) = message else { continue };
@@ -325,14 +328,22 @@ fn vla_eval_sends_what_the_server_asks_for() {
         let images = get(asked, "images").unwrap();
         assert!(get(images, "wrist").is_some());
         let state = array(get(asked, "states").unwrap()).unwrap();
-        typed("action", map(vec![("actions", wrapped(floats(&[state.data[1] as f32; 7]), "<f4", &[7], Keys::Text))]), seq)
+        typed(
+            "action",
+            map(vec![("actions", wrapped(floats(&[state.data[1] as f32; 7]), "<f4", &[7], Keys::Text))]),
+            seq,
+        )
     });
     assert_eq!(ask(&mut policy).unwrap(), [[1.0; 7]]);
     policy.end_episode(true, 12);
     let mut policy = vla_eval(params(&["send_state"]), |seq, asked| {
         assert!(get(get(asked, "images").unwrap(), "wrist").is_none());
         let state = array(get(asked, "states").unwrap()).unwrap();
-        typed("action", map(vec![("actions", wrapped(floats(&[state.data[1] as f32; 7]), "<f4", &[7], Keys::Text))]), seq)
+        typed(
+            "action",
+            map(vec![("actions", wrapped(floats(&[state.data[1] as f32; 7]), "<f4", &[7], Keys::Text))]),
+            seq,
+        )
     });
     assert_eq!(ask(&mut policy).unwrap(), [[9.0; 7]]);
     let mut policy = vla_eval(params(&["absolute_action"]), |seq, _| typed("action", Value::Nil, seq));
@@ -349,7 +360,8 @@ fn vla_eval_errors_and_shifted_answers_are_refused() {
     fn error(answer: impl Fn(u64, &Value) -> Value + Send + Sync + Clone + 'static) -> RemoteError {
         ask(&mut vla_eval(map(vec![]), answer)).unwrap_err()
     }
-    let failed = error(|seq, _| typed("error", map(vec![("error", "observation_failed: KeyError".into())]), seq));
+    let failed =
+        error(|seq, _| typed("error", map(vec![("error", "observation_failed: KeyError".into())]), seq));
     assert!(matches!(&failed, RemoteError::Server { text } if text.contains("KeyError")), "{failed:?}");
     let action = || map(vec![("actions", Value::Array(vec![Value::from(0.0); 7]))]);
     let shifted = error(move |seq, _| typed("action", action(), seq - 1));
@@ -364,7 +376,16 @@ fn addresses() {
     assert_eq!(ok("openpi://localhost:8000"), "openpi://localhost:8000");
     assert_eq!(ok("vla-eval://10.0.0.1"), "vla-eval://10.0.0.1:8000");
     assert_eq!(ok("openpi://[::1]:9/ws"), "openpi://[::1]:9/ws");
-    for bad in ["localhost:8000", "http://x", "openpi://", "openpi://x:0", "openpi://x:99999", "openpi://a b:1", "openpi://[::1", "openpi://::1"] {
+    for bad in [
+        "localhost:8000",
+        "http://x",
+        "openpi://",
+        "openpi://x:0",
+        "openpi://x:99999",
+        "openpi://a b:1",
+        "openpi://[::1",
+        "openpi://::1",
+    ] {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
 }

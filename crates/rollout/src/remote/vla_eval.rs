@@ -39,7 +39,8 @@ fn map<const N: usize>(pairs: [(&str, Value); N]) -> Value {
 pub(super) fn greet(policy: &mut RemotePolicy) -> Result<()> {
     let limit = policy.limits.connect;
     let address = policy.address.host_port();
-    let handshake = |why: String| RemoteError::Handshake { address: address.clone(), protocol: "vla-eval", why };
+    let handshake =
+        |why: String| RemoteError::Handshake { address: address.clone(), protocol: "vla-eval", why };
     let payload = map([
         ("harness_version", Value::from(concat!("efference ", env!("CARGO_PKG_VERSION")))),
         ("protocol_version", Value::from(PROTOCOL_VERSION)),
@@ -94,7 +95,11 @@ fn wants(hello: &Value) -> Result<Wants> {
         if let Some(format) = format.and_then(Value::as_str)
             && !accepted.contains(&format)
         {
-            needs.push(format!("actions whose {part} is `{}` (LIBERO takes `{}`)", shorten(format), accepted[0]));
+            needs.push(format!(
+                "actions whose {part} is `{}` (LIBERO takes `{}`)",
+                shorten(format),
+                accepted[0]
+            ));
         }
     }
     if needs.is_empty() { Ok(wants) } else { Err(RemoteError::Needs { needs }) }
@@ -138,11 +143,14 @@ pub(super) fn ask(policy: &mut RemotePolicy, question: &Question) -> Result<Valu
     match get(&answer, "type").and_then(Value::as_str) {
         Some("action") => {}
         Some("error") => {
-            let text = get(&payload, "error").and_then(Value::as_str).map_or_else(|| payload.to_string(), str::to_owned);
+            let text = get(&payload, "error")
+                .and_then(Value::as_str)
+                .map_or_else(|| payload.to_string(), str::to_owned);
             return Err(RemoteError::Server { text: shorten(&text) });
         }
         other => {
-            let why = format!("a message of type `{}` instead of an action", shorten(other.unwrap_or("none")));
+            let why =
+                format!("a message of type `{}` instead of an action", shorten(other.unwrap_or("none")));
             return Err(RemoteError::Garbage { why });
         }
     }

@@ -16,7 +16,8 @@ use efference_data::atomic;
 use efference_envs::libero::{Pack, Profile, SimOptions, SubstepOrder, packs_dir};
 use efference_rollout::libero::worker::{Isolated, WorkerCommand, WorkerLimits};
 use efference_rollout::libero::{
-    Evaluation, Hooks, Images, Journal, Native, Protocol, Simulator, TaskEntry, TaskNote, base_suite, evaluate,
+    Evaluation, Hooks, Images, Journal, Native, Protocol, Simulator, TaskEntry, TaskNote, base_suite,
+    evaluate,
 };
 use efference_train::report::{Event, Reporter};
 
@@ -154,7 +155,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let image_size = protocol.images.render_size().or(player.image_size).unwrap_or(256);
     let options = SimOptions { order: order(args), profile: profile(args), image_size };
-    let settings = settings::collect(args.suite.as_str(), &protocol, &options, &packs, player.source.settings())?;
+    let settings =
+        settings::collect(args.suite.as_str(), &protocol, &options, &packs, player.source.settings())?;
     settings::tell(&settings, ui);
     let mut journal = Journal::open(&journal_path, &settings, args.resume)?;
 
@@ -319,6 +321,7 @@ fn default_out(args: &Args) -> PathBuf {
 
 /// This program, as `efference env-worker`.
 fn worker_command() -> Result<WorkerCommand> {
-    let program = std::env::current_exe().map_err(|e| Failure::from(e).doing("cannot find this program's file"))?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::from(e).doing("cannot find this program's file"))?;
     Ok(WorkerCommand { program, arguments: vec!["env-worker".into()] })
 }

@@ -24,7 +24,8 @@ impl Album {
 
     pub fn keep(&self, place: Place, outcome: &Outcome, recording: &Recording) {
         let mark = Some(if outcome.success { theme::SUCCESS } else { theme::FAILURE });
-        let rows = [&recording.scene, &recording.hand].map(|frames| Row { frames: spread(frames, FRAMES), mark });
+        let rows =
+            [&recording.scene, &recording.hand].map(|frames| Row { frames: spread(frames, FRAMES), mark });
         let verdict = if outcome.success { "success" } else { "failure" };
         let path = self.dir.join(format!("task{:02}_episode{:02}_{verdict}.png", place.task, place.episode));
         let written = png(&compose(&rows, Style::default()))

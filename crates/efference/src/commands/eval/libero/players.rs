@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use efference_envs::libero::expert::{Expert, ExpertOptions};
 use efference_rollout::libero::{
-    EpisodeError, EvalPolicy, Idle, Network, NetworkSettings, PolicyError, PolicySource, Protocol, RemoteSource,
-    Start, View,
+    EpisodeError, EvalPolicy, Idle, Network, NetworkSettings, PolicyError, PolicySource, Protocol,
+    RemoteSource, Start, View,
 };
 use efference_rollout::remote::{Address, Limits};
 use efference_rollout::{Purpose, seed_for};

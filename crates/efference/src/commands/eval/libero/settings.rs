@@ -120,13 +120,16 @@ pub(super) fn lines(settings: &Value) -> Vec<(String, String)> {
         ("seed".into(), seed),
         ("policy".into(), text(&["policy", "kind"])),
     ];
-    for (name, field) in [("chunk", "chunk"), ("temperature", "temperature"), ("action statistics", "action_statistics")] {
+    for (name, field) in
+        [("chunk", "chunk"), ("temperature", "temperature"), ("action statistics", "action_statistics")]
+    {
         if of(&["policy", field]).is_some() {
             lines.push((name.into(), text(&["policy", field])));
         }
     }
     if let Some(Value::Object(hashes)) = of(&["packs_sha256"]) {
-        let all: Vec<String> = hashes.iter().map(|(task, sum)| format!("{task} {}", sum.as_str().unwrap_or(""))).collect();
+        let all: Vec<String> =
+            hashes.iter().map(|(task, sum)| format!("{task} {}", sum.as_str().unwrap_or(""))).collect();
         let sum = sha256(all.join("\n").as_bytes());
         lines.push(("packs".into(), format!("{} tasks, sha256 {}", hashes.len(), &sum[..16])));
     }

@@ -78,7 +78,8 @@ impl Report {
             .collect();
         // Tasks without a pack have a row, too: they are missing from the mean, and that must be seen.
         let absent = notes.iter().filter(|note| !tasks.iter().any(|entry| entry.task == note.task));
-        let absent: Vec<Row> = absent.map(|note| row(note.task, "?", 0, 0).with(0, 0, Some(note.why.clone()))).collect();
+        let absent: Vec<Row> =
+            absent.map(|note| row(note.task, "?", 0, 0).with(0, 0, Some(note.why.clone()))).collect();
         let expected = ((tasks.len() + absent.len()) * episodes) as u64;
         rows.extend(absent);
         rows.sort_by_key(|row| row.task);
@@ -133,7 +134,11 @@ impl Report {
                 remark,
             ]);
         }
-        let missing = if self.complete { String::new() } else { format!("{} of {} episodes", self.episodes, self.expected) };
+        let missing = if self.complete {
+            String::new()
+        } else {
+            format!("{} of {} episodes", self.episodes, self.expected)
+        };
         rows.push(vec![
             "mean".into(),
             text::percent(self.mean_success),
@@ -148,7 +153,11 @@ impl Report {
         let mut out = format!("# {}\n\n", self.suite);
         let one = |x: f64| format!("{:.1}", 100.0 * x);
         if !self.complete {
-            let _ = writeln!(out, "**Incomplete:** {} of {} episodes are finished.\n", self.episodes, self.expected);
+            let _ = writeln!(
+                out,
+                "**Incomplete:** {} of {} episodes are finished.\n",
+                self.episodes, self.expected
+            );
         }
         out += "| task | instruction | success % | 95% interval | successes / episodes | errors |\n|---|---|---|---|---|---|\n";
         for row in &self.tasks {
@@ -203,7 +212,11 @@ fn first(text: &str) -> &str {
 }
 
 fn short(text: &str, most: usize) -> String {
-    if text.chars().count() <= most { text.into() } else { text.chars().take(most - 1).chain(['…']).collect() }
+    if text.chars().count() <= most {
+        text.into()
+    } else {
+        text.chars().take(most - 1).chain(['…']).collect()
+    }
 }
 
 /// Text that cannot end a cell of a Markdown table.
