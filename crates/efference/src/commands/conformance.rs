@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use efference_envs::libero::conformance as libero;
 use efference_objectives::conformance::{CaseResult, Numbers, Verdict, run_with};
 use serde_json::json;
 
@@ -11,7 +12,8 @@ use crate::ui::Ui;
 /// Replay reference vectors and print what differs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Values and gradients of each case are compared: |got - expected| <= tolerance * max(1, |expected|). Cases of functions \
+A folder of recordings of Python LIBERO (`VERSION/*.json` beside their packs), or one such recording, is replayed \
+in the simulator; those of another MuJoCo version are skipped. Otherwise values and gradients of each case are compared: |got - expected| <= tolerance * max(1, |expected|). Cases of functions \
 that are not there yet are skipped and counted. The last line is `N passed, M failed`, with `, K skipped` where there \
 are any; the exit code is 1 if a case failed or none was replayed.")]
 pub(crate) struct Args {
@@ -24,7 +26,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let results = run_with(&args.path, &elsewhere)?;
+    let results = if libero::is_recording(&args.path) {
+        libero::run(&args.path).map_err(efference_envs::Error::from)?.into_iter().map(recorded).collect()
+    } else {
+        run_with(&args.path, &elsewhere)?
+    };
     for result in &results {
         tell(result, args.verbose, ui);
     }
@@ -40,6 +46,17 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         (1, _) => Err(Failure::new("a case differs from its reference")),
         _ => Err(Failure::new(format!("{failed} cases differ from their references"))),
     }
+}
+
+/// A replay of Python LIBERO, told like a case of a paper.
+fn recorded(result: libero::CaseResult) -> CaseResult {
+    let libero::CaseResult { file, case, verdict } = result;
+    let verdict = match verdict {
+        libero::Verdict::Passed { worst } => Verdict::Passed { worst },
+        libero::Verdict::Failed { reason } => Verdict::Failed { reason },
+        libero::Verdict::Skipped { reason } => Verdict::Skipped { reason },
+    };
+    CaseResult { id: file, case, verdict }
 }
 
 /// The parts of papers that live outside `objectives`.
