@@ -280,16 +280,18 @@ fn what_fails_costs_its_episode_or_its_task_and_nothing_else() {
 fn a_journal_is_only_gone_on_from_with_the_same_settings() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("deep/episodes.jsonl");
-    let settings = json!({ "protocol": { "executed": 8, "images": "oft" }, "mujoco": "3.3.2" });
+    let settings = json!({ "protocol": { "executed": 8, "images": "oft" }, "mujoco": "3.3.2", "packs_sha256": { "0": "a" } });
     drop(Journal::open(&path, &settings, false).unwrap());
     assert!(matches!(Journal::open(&path, &settings, false), Err(JournalError::Exists { .. })));
     drop(Journal::open(&path, &settings, true).unwrap());
-    let other = json!({ "protocol": { "executed": 5, "images": "oft" }, "mujoco": "3.3.2", "seed": 1 });
+    let more = json!({ "protocol": { "executed": 8, "images": "oft" }, "mujoco": "3.3.2", "packs_sha256": { "0": "a", "3": "b" } });
+    drop(Journal::open(&path, &more, true).unwrap());
+    let other = json!({ "protocol": { "executed": 5, "images": "oft" }, "mujoco": "3.3.2", "seed": 1, "packs_sha256": { "0": "c" } });
     let Err(JournalError::Different { differences, .. }) = Journal::open(&path, &other, true) else {
         panic!()
     };
     let fields: Vec<&str> = differences.iter().map(|d| d.field.as_str()).collect();
-    assert_eq!(fields, ["protocol.executed", "seed"]);
+    assert_eq!(fields, ["packs_sha256.0", "protocol.executed", "seed"]);
     let text = std::fs::read_to_string(&path).unwrap();
     for (damaged, line) in [("", 1), ("{\"format\":2,\"settings\":{}}\n", 1), (&*format!("{text}hello\n"), 2)]
     {

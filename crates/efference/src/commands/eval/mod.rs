@@ -1,6 +1,6 @@
 //! `efference eval`: success of a policy on the fixed evaluation states.
 
-pub(super) mod libero;
+mod libero;
 mod tabletop;
 
 use clap::Subcommand;

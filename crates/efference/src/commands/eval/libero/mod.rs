@@ -1,7 +1,7 @@
 //! `efference eval libero`: the benchmark's protocol, for our policies and for other people's.
 
 mod pictures;
-pub(in crate::commands) mod players;
+mod players;
 mod settings;
 mod summary;
 
@@ -16,7 +16,7 @@ use efference_data::atomic;
 use efference_envs::libero::{Pack, Profile, SimOptions, SubstepOrder, packs_dir};
 use efference_rollout::libero::worker::{Isolated, WorkerCommand, WorkerLimits};
 use efference_rollout::libero::{
-    Evaluation, Hooks, Images, Journal, Native, Protocol, Simulator, TaskEntry, TaskNote, base_suite,
+    Evaluation, Hooks, Images, Journal, Native, Place, Protocol, Simulator, TaskEntry, TaskNote, base_suite,
     evaluate,
 };
 use efference_train::report::{Event, Reporter};
@@ -148,7 +148,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         return Err(failure.help("`--resume` goes on with it; `--out` names another folder"));
     }
     let stop = interrupt::install(ui)?;
-    let mut player = players::open(&args.policy, &args.suite, &protocol, args, answer)?;
+    let player = players::open(&args.policy, &args.suite, &protocol, args, answer)?;
     if player.needs_simulator && args.isolate {
         let why = "the expert reads the simulator's state, which `--isolate` puts into another process";
         return Err(Failure::usage(why).help("leave `--isolate` out"));
@@ -176,7 +176,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         record_every: RECORD_EVERY,
     };
     let total = (tasks.len() * evaluation.episodes) as u64;
-    let done = journal.lines().filter(|line| line.verdict.finished()).count() as u64;
+    let done =
+        tasks.iter().flat_map(|t| (0..evaluation.episodes).map(|episode| Place { task: t.task, episode }));
+    let done = done.filter(|&place| journal.finished(place)).count() as u64;
     let reporter = ui.reporter();
     reporter.report(&Event::Stage { name: "eval".into(), unit: "episode".into(), total, done });
     let (reporting, count) = (&*reporter as &dyn Reporter, AtomicU64::new(done));
@@ -207,7 +209,6 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     notes.extend(evaluate(&evaluation, &*player.source, &mut journal, &hooks)?);
     drop(reporter);
-    player.finish();
 
     let report = summary::Report::new(&args.suite, &tasks, evaluation.episodes, &journal, &notes, settings);
     // Also after an interruption: what is finished is worth reading.

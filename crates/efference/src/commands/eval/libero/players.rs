@@ -26,11 +26,6 @@ pub(super) struct Player {
     pub needs_simulator: bool,
 }
 
-impl Player {
-    /// Nothing is left open.
-    pub fn finish(&mut self) {}
-}
-
 /// The protocol that goes with a policy unless another is named.
 pub(super) fn usual_protocol(policy: &str) -> &'static str {
     match policy.split_once("://") {
@@ -83,9 +78,8 @@ pub(super) fn open(
 }
 
 /// The scripted expert, without memory of other episodes: what it does in one must not depend on who played before.
-pub(in crate::commands) struct Experts {
-    /// How it plays.
-    pub options: ExpertOptions,
+struct Experts {
+    options: ExpertOptions,
 }
 
 impl PolicySource for Experts {
