@@ -1,7 +1,9 @@
-//! `cargo xtask bench ops`: our operations and training steps beside PyTorch's, see `benches/`.
+//! `cargo xtask bench ops`: our operations and training steps beside PyTorch's; `cargo xtask bench libero`: our LIBERO
+//! beside Python's. See `benches/`.
 
 use crate::{
     error::{Error, Result},
+    libero,
     paths::Paths,
     process,
 };
@@ -15,16 +17,34 @@ cargo xtask bench ops [--only WORD] [--rounds N] [--alone]
 
 Operations and whole training steps beside PyTorch on the CPU, in turns with the same number of threads; medians of the
 ratios. PyTorch is fetched into a virtual environment of its own, once (about 5 GB on disk). --alone leaves it out.
+
+cargo xtask bench libero [--task SUITE_N]... [--rounds N]
+
+Control steps and resets of our LIBERO beside Python's, in turns, one thread each, with the same MuJoCo and GL. Fetches
+Python LIBERO once (1 GB) and writes the task packs that it needs. Default tasks: libero_spatial_0, libero_object_1 and
+libero_goal_0.
 ";
+
+/// One task of each suite of single steps.
+const LIBERO_TASKS: [&str; 3] = ["libero_spatial_0", "libero_object_1", "libero_goal_0"];
 
 /// The version that is compared.
 const TORCH: &str = "torch==2.15.0";
 
 /// Fetches PyTorch unless it is there or not wanted, builds the benchmark and runs it.
 pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
-    let Some(("ops", rest)) = args.split_first().map(|(what, rest)| (what.as_str(), rest)) else {
-        return Err(Error::Usage { got: format!("bench {}", args.join(" ")), usage: USAGE });
-    };
+    match args.split_first().map(|(what, rest)| (what.as_str(), rest)) {
+        Some(("ops", rest)) => ops(paths, rest),
+        Some(("libero", rest)) => beside_python_libero(paths, rest),
+        _ => Err(wrong(&args.join(" "))),
+    }
+}
+
+fn wrong(got: &str) -> Error {
+    Error::Usage { got: format!("bench {got}"), usage: USAGE }
+}
+
+fn ops(paths: &Paths, rest: &[String]) -> Result<()> {
     let alone = rest.iter().any(|arg| arg == "--alone");
     let mut cargo = process::cargo(&paths.root);
     cargo.args(["run", "--release", "--package", "efference-benches", "--bin", "bench-ops", "--"]);
@@ -33,6 +53,41 @@ pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
         cargo.arg("--peer").arg(torch(&paths.root)?);
     }
     process::loud(&mut cargo, "what is wrong is above; `--alone` runs without PyTorch")
+}
+
+/// Fetches Python LIBERO and writes the packs, unless they are there, builds the benchmark and runs it.
+fn beside_python_libero(paths: &Paths, rest: &[String]) -> Result<()> {
+    let mut tasks: Vec<String> = Vec::new();
+    let mut more: Vec<&String> = Vec::new();
+    let mut rest = rest.iter();
+    while let Some(arg) = rest.next() {
+        let value = rest.next().ok_or_else(|| wrong(&format!("libero {arg}")))?;
+        match arg.as_str() {
+            "--task" => tasks.push(value.clone()),
+            "--rounds" => more.extend([arg, value]),
+            other => return Err(wrong(&format!("libero {other}"))),
+        }
+    }
+    if tasks.is_empty() {
+        tasks = LIBERO_TASKS.map(str::to_owned).to_vec();
+    }
+    for task in &tasks {
+        let (suite, number) = task.rsplit_once('_').ok_or_else(|| wrong(&format!("libero --task {task}")))?;
+        libero::run(paths, &["--suite", suite, "--task", number].map(str::to_owned))?;
+    }
+    let mut cargo = process::cargo(&paths.root);
+    cargo.args(["run", "--release", "--package", "efference-bench-libero", "--bin", "bench-libero", "--"]);
+    cargo.arg("--peer").arg(libero::python(paths)?).arg("--packs").arg(libero::packs_dir(paths));
+    for task in &tasks {
+        cargo.arg("--task").arg(task);
+    }
+    cargo.args(more);
+    // One thread for everything, software rendering too, and no windows.
+    for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "LP_NUM_THREADS"] {
+        cargo.env(name, "1");
+    }
+    cargo.env("MUJOCO_GL", "egl");
+    process::loud(&mut cargo, "what is wrong is above")
 }
 
 /// The interpreter of an environment that has PyTorch.

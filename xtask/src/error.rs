@@ -60,6 +60,9 @@ pub enum Error {
     )]
     NoGpu,
 
+    #[error("{problem}")]
+    Libero { problem: String },
+
     #[error("unknown task `{got}`\n\n{usage}")]
     Usage { got: String, usage: &'static str },
 }

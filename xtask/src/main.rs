@@ -8,6 +8,7 @@ mod error;
 mod fetch;
 mod fused_ops;
 mod gpu;
+mod libero;
 mod native;
 mod paths;
 mod process;
@@ -26,10 +27,12 @@ cargo xtask TASK
   quickstart [ARG]  setup, build, then `efference quickstart`
   test [ARG]        setup, then all tests; arguments go to the test runner
   real-data         fetch real human demonstrations (190 MB) for `efference demos import`
+  libero [ARG]      write the tasks of the LIBERO benchmark as task packs (`cargo xtask libero --help`)
   cuda [ARG]        build with CUDA, on a machine with or without a GPU (`cargo xtask cuda --help`)
   gpu [ARG]         on a machine with an NVIDIA GPU: check the CUDA backend against the CPU, time it beside PyTorch, write
                     docs/performance.md; --build only makes the program, to carry it to such a machine
   bench ops [ARG]   operations and training steps beside PyTorch, which it fetches (5 GB); --alone without
+  bench libero      LIBERO's control steps and resets beside Python LIBERO, which it fetches (1 GB)
   ci                what CI runs: formatting, lints, documentation, test
 
 EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).
@@ -55,6 +58,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "quickstart" => quickstart(&paths, rest),
         "test" => tests_run::run(&paths, rest),
         "real-data" => real_data::run(&paths),
+        "libero" => libero::run(&paths, rest),
         "cuda" => cuda::run(&paths, rest),
         "gpu" => gpu::run(&paths, rest),
         "bench" => bench::run(&paths, rest),

@@ -37,6 +37,7 @@ mod edit;
 mod error;
 mod ffi;
 mod kinematics;
+mod looks;
 mod model;
 mod names;
 mod render;

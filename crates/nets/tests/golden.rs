@@ -7,7 +7,7 @@ use efference_objectives::conformance::{CaseResult, run_with};
 #[test]
 fn the_action_interface_agrees_with_openvla() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/model_vla.json");
-    let results = run_with(path.as_ref(), &|_, function, inputs| replay(function, inputs)).unwrap();
+    let results = run_with(path.as_ref(), &|question| replay(question.function, &question.numbers())).unwrap();
     let failed: Vec<&CaseResult> = results.iter().filter(|result| result.failed()).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     let passed: Vec<&str> = results.iter().filter(|r| r.passed()).map(|r| r.case.as_str()).collect();

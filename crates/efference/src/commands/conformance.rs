@@ -1,9 +1,11 @@
 //! `efference conformance`: replays reference vectors made with the authors' own code.
 
+mod libero_tasks;
+
 use std::path::PathBuf;
 
 use efference_envs::libero::conformance as libero;
-use efference_objectives::conformance::{CaseResult, Numbers, Verdict, run_with};
+use efference_objectives::conformance::{CaseResult, Numbers, Question, Verdict, run_with};
 use serde_json::json;
 
 use crate::errors::{Failure, Result};
@@ -60,12 +62,27 @@ fn recorded(result: libero::CaseResult) -> CaseResult {
 }
 
 /// The parts of papers that live outside `objectives`.
-fn elsewhere(id: &str, function: &str, inputs: &Numbers) -> Option<std::result::Result<Numbers, String>> {
-    match id {
-        "eval_libero" if function == "summary" => Some(success_of_a_suite(inputs)),
-        "eval_libero" => efference_rollout::libero::conformance::replay(function, inputs),
-        "model_vla" => efference_nets::conformance::replay(function, inputs),
+fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    match question.id {
+        "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
+        "eval_libero" => libero_tasks::replay(question)
+            .or_else(|| libero_simulation(question))
+            .or_else(|| libero_evaluation(question)),
         _ => None,
+    }
+}
+
+/// Predicates, goals and the scaling of actions.
+fn libero_simulation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    let params = json!(question.params);
+    efference_envs::libero::conformance::function(question.function, &params, &question.numbers())
+}
+
+/// Pictures, state vector, and the table.
+fn libero_evaluation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    match question.function {
+        "summary" => Some(success_of_a_suite(&question.numbers())),
+        function => efference_rollout::libero::conformance::replay(function, &question.numbers()),
     }
 }
 

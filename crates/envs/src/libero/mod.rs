@@ -9,6 +9,7 @@
 //! (as MuJoCo does). Pictures are upright, top row first; LIBERO's own arrays are upside down, and the picture that the
 //! usual evaluators give to a policy is the upright one mirrored left to right.
 
+pub mod bddl;
 mod clock;
 mod compiled;
 pub mod conformance;
@@ -21,9 +22,11 @@ mod meta;
 mod npy;
 mod observation;
 mod pack;
+pub mod perturb;
 pub mod predicates;
 mod sim;
 mod snapshot;
+pub mod suite;
 
 pub use env::{LiberoEnv, LiberoOptions, eval_seed, train_seed};
 pub use error::{Error, Result};

@@ -178,10 +178,77 @@ impl Case {
         }
     }
 
+    /// The case as other crates see it.
+    pub fn question<'a>(&'a self, id: &'a str) -> Question<'a> {
+        Question { id, function: &self.function, params: &self.params, inputs: &self.inputs }
+    }
+}
+
+/// A case that this crate does not compute.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Of the file.
+    pub id: &'a str,
+    /// What is to be computed.
+    pub function: &'a str,
+    /// Settings, as they stand in the file.
+    pub params: &'a BTreeMap<String, Value>,
+    /// Inputs, as they stand in the file.
+    pub inputs: &'a BTreeMap<String, Value>,
+}
+
+impl Question<'_> {
     /// Every input that holds numbers, flat.
-    pub fn all_numbers(&self) -> Numbers {
+    pub fn numbers(&self) -> Numbers {
         self.inputs.iter().filter_map(|(name, value)| Some((name.clone(), flat(value)?))).collect()
     }
+
+    /// The numbers of an input, whatever its shape.
+    ///
+    /// # Errors
+    /// Names the input.
+    pub fn values(&self, name: &str) -> Result<Vec<f64>, String> {
+        self.inputs.get(name).and_then(flat).ok_or_else(|| absent(&format!("inputs.{name}")))
+    }
+
+    /// The shape of a tensor input.
+    ///
+    /// # Errors
+    /// Names the input.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>, String> {
+        let shape = self.inputs.get(name).and_then(|value| value.get("shape"));
+        read(shape, &format!("inputs.{name}.shape"))
+    }
+
+    /// An input of any serde type: texts, records, nested lists.
+    ///
+    /// # Errors
+    /// Names the input.
+    pub fn input<T: DeserializeOwned>(&self, name: &str) -> Result<T, String> {
+        read(self.inputs.get(name), &format!("inputs.{name}"))
+    }
+
+    /// A parameter of any serde type.
+    ///
+    /// # Errors
+    /// Names the parameter.
+    pub fn param<T: DeserializeOwned>(&self, name: &str) -> Result<T, String> {
+        read(self.params.get(name), &format!("params.{name}"))
+    }
+}
+
+fn absent(place: &str) -> String {
+    format!("the case has no usable `{place}`")
+}
+
+fn read<T: DeserializeOwned>(value: Option<&Value>, place: &str) -> Result<T, String> {
+    let value = value.ok_or_else(|| absent(place))?;
+    serde_json::from_value(value.clone()).map_err(|e| format!("{}: {e}", absent(place)))
+}
+
+/// Outputs of any form, texts and records too, as the numbers that the comparison takes them for.
+pub fn in_numbers(outputs: impl IntoIterator<Item = (impl Into<String>, Value)>) -> Numbers {
+    outputs.into_iter().map(|(name, value)| (name.into(), code(&value))).collect()
 }
 
 impl File {

@@ -10,8 +10,8 @@ mod verl_loss;
 
 use std::path::{Path, PathBuf};
 
-pub use case::Numbers;
 use case::{Case, Failure, File};
+pub use case::{Numbers, Question, in_numbers};
 
 use crate::papers::for_each_paper;
 
@@ -58,9 +58,8 @@ impl CaseResult {
     }
 }
 
-/// Computes the outputs of a case with code of another crate: file id, function, inputs. `None`: it does not know
-/// such cases.
-pub type Replayer<'a> = dyn Fn(&str, &str, &Numbers) -> Option<Result<Numbers, String>> + 'a;
+/// Computes the outputs of a case with code of another crate. `None`: it does not know such cases.
+pub type Replayer<'a> = dyn Fn(&Question) -> Option<Result<Numbers, String>> + 'a;
 
 /// A file that cannot be replayed at all.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +94,7 @@ pub enum ConformanceError {
 /// # Errors
 /// [`ConformanceError`]; a case that fails is a result, not an error.
 pub fn run(path: &Path) -> Result<Vec<CaseResult>, ConformanceError> {
-    run_with(path, &|_, _, _| None)
+    run_with(path, &|_| None)
 }
 
 /// As [`run`]; cases that this crate does not compute are given to `others`.
@@ -157,7 +156,7 @@ fn replay(id: &str, case: &Case, others: &Replayer) -> CaseResult {
         None => Err(Failure::NotHere(format!("`{}` of {id} is not implemented yet", case.function))),
     };
     let compared = match here {
-        Err(Failure::NotHere(reason)) => match others(id, &case.function, &case.all_numbers()) {
+        Err(Failure::NotHere(reason)) => match others(&case.question(id)) {
             Some(outputs) => outputs.map_err(Failure::Elsewhere).and_then(|outputs| case.compare(&outputs)),
             None => Err(Failure::NotHere(reason)),
         },
@@ -249,8 +248,12 @@ mod tests {
         );
         std::fs::write(&path, text).unwrap();
         assert!(matches!(run(&path).unwrap()[0].verdict, Verdict::Skipped { .. }));
-        let others: &Replayer = &|id, function, inputs| {
-            assert_eq!((id, function, &inputs["v"]), ("x", "f", &vec![digits.parse().unwrap(), 7.0]));
+        let others: &Replayer = &|question| {
+            assert_eq!((question.id, question.function), ("x", "f"));
+            assert_eq!(question.numbers()["v"], [digits.parse().unwrap(), 7.0]);
+            assert_eq!((question.param("p"), question.shape("v")), (Ok(1.5), Ok(vec![2])));
+            assert!(question.param::<String>("p").unwrap_err().contains("params.p"));
+            assert!(question.input::<f64>("w").unwrap_err().contains("inputs.w"));
             Some(Ok(Numbers::from([("w".into(), vec![2.0])])))
         };
         let result = run_with(&path, others).unwrap().remove(0);
