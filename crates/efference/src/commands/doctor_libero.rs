@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use efference_envs::libero::expert::{Expert, ExpertOptions};
+use efference_envs::libero::suite::Base;
 use efference_envs::libero::{IDLE_ACTION, IDLE_STEPS, LiberoSim, Pack, SimOptions, axis_angle, packs_dir};
 use efference_mujoco::Kind;
 use efference_nets::Quantiles;
-use efference_rollout::libero::{Images, SUITES};
+use efference_rollout::libero::Images;
 use efference_train::policy_file;
 use image::RgbImage;
 use image::imageops::{flip_horizontal, flip_vertical};
@@ -53,7 +54,7 @@ pub(super) fn checks(suite: Option<&str>, policy: Option<&Path>) -> Result<Vec<(
 
 fn find(suite: Option<&str>) -> std::result::Result<Arc<Pack>, (String, &'static str)> {
     let root = packs_dir();
-    let suites: Vec<&str> = suite.map_or(SUITES.to_vec(), |suite| vec![suite]);
+    let suites: Vec<&str> = suite.map_or(Base::ALL.map(Base::name).to_vec(), |suite| vec![suite]);
     let there = suites.iter().flat_map(|suite| (0..90).map(move |task| (suite, task)));
     let mut packs = there.filter_map(|(suite, task)| Pack::find(&root, suite, task).ok());
     let Some(dir) = packs.next() else {
@@ -65,7 +66,8 @@ fn find(suite: Option<&str>) -> std::result::Result<Arc<Pack>, (String, &'static
 fn packs(pack: &Pack) -> String {
     let root = packs_dir();
     let count = |suite: &str| (0..90).filter(|&task| Pack::find(&root, suite, task).is_ok()).count();
-    let counts: Vec<String> = SUITES.iter().map(|suite| format!("{suite} {}", count(suite))).collect();
+    let counts: Vec<String> =
+        Base::ALL.iter().map(|base| format!("{} {}", base.name(), count(base.name()))).collect();
     format!("{}; looked at: {}", counts.join(", "), pack.id())
 }
 

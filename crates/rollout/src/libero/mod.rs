@@ -24,7 +24,5 @@ pub use images::{CROP_AREA, ImageError, Images};
 pub use journal::{Difference, EpisodeLine, Journal, JournalError, Verdict, differences};
 pub use network::{Network, NetworkSettings};
 pub use policy::{EvalPolicy, Idle, PolicyError, PolicySource, RemoteSource, Start, View};
-pub use protocol::{
-    Gripper, Instruction, Protocol, ProtocolError, Quaternion, SUITES, base_suite, half_turn_axis_angle,
-};
+pub use protocol::{Gripper, Instruction, Protocol, ProtocolError, Quaternion, half_turn_axis_angle};
 pub use simulator::{Camera, Felt, Native, Simulator, SimulatorError, Stepped};

@@ -1,5 +1,6 @@
 //! The evaluation protocol: everything between the simulator and the policy that moves LIBERO numbers.
 
+use efference_envs::libero::suite::{Base, Suite, UnknownSuite};
 use serde::{Deserialize, Serialize};
 
 use super::images::Images;
@@ -90,12 +91,9 @@ pub enum ProtocolError {
         /// What was asked for.
         name: String,
     },
-    /// A suite without step limits.
-    #[error("there is no suite `{suite}`\n  hint: the suites are: {}, and variants whose names begin so", SUITES.join(", "))]
-    Suite {
-        /// What was asked for.
-        suite: String,
-    },
+    /// No such suite.
+    #[error(transparent)]
+    Suite(#[from] UnknownSuite),
     /// A setting out of range.
     #[error("`{field}` must be {expected}, got {got}")]
     Setting {
@@ -108,19 +106,6 @@ pub enum ProtocolError {
     },
 }
 
-/// The five suites.
-pub const SUITES: [&str; 5] = ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"];
-
-/// Which of [`SUITES`] a suite is, or a variant of: `libero_goal_swap` is one of Goal.
-///
-/// # Errors
-/// [`ProtocolError::Suite`].
-pub fn base_suite(suite: &str) -> Result<usize, ProtocolError> {
-    let is =
-        |base: &&str| suite.strip_prefix(*base).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-    SUITES.iter().position(|base| is(&base)).ok_or_else(|| ProtocolError::Suite { suite: suite.into() })
-}
-
 impl Protocol {
     /// All presets.
     pub const NAMES: [&str; 7] = ["own", "oft", "openpi", "vla-eval", "lerobot", "simplevla", "rlinf"];
@@ -130,13 +115,12 @@ impl Protocol {
     /// # Errors
     /// [`ProtocolError`]: no such preset or suite.
     pub fn preset(name: &str, suite: &str) -> Result<Self, ProtocolError> {
-        // Longest demonstrations: Spatial 193, Object 254, Goal 270, Long 505, 90: 373.
-        const COMMON: [usize; 5] = [220, 280, 300, 520, 400];
-        let limit = |limits: [usize; 5]| base_suite(suite).map(|i| limits[i]);
+        let base = suite.parse::<Suite>()?.base;
+        let limit = |limits: [usize; 5]| limits[base as usize];
         const IDLE: [f64; 7] = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0];
         let own = Self {
             name: name.into(),
-            max_steps: limit(COMMON)?,
+            max_steps: base.max_steps(),
             idle_steps: 10,
             idle_action: IDLE,
             images: Images::Own,
@@ -160,7 +144,7 @@ impl Protocol {
             "openpi" => openpi,
             "vla-eval" => Self { images: Images::Plain, gripper: Gripper::Sign, ..own },
             "lerobot" => Self {
-                max_steps: limit([280, 280, 300, 520, 400])?,
+                max_steps: limit([280, 280, 300, 520, 400]),
                 images: Images::Plain,
                 executed: Some(10),
                 seed: 1000,
@@ -168,7 +152,7 @@ impl Protocol {
             },
             "simplevla" => Self { max_steps: 512, seed: 0, ..oft },
             "rlinf" => Self {
-                max_steps: limit([240, 240, 320, 512, 512])?,
+                max_steps: limit([240, 240, 320, 512, 512]),
                 idle_steps: 15,
                 idle_action: [0.0; 7],
                 seed: 0,
@@ -224,8 +208,8 @@ mod tests {
     #[test]
     fn every_preset_is_playable_in_every_suite() {
         for name in Protocol::NAMES {
-            for suite in SUITES {
-                let protocol = Protocol::preset(name, suite).unwrap();
+            for suite in Base::ALL {
+                let protocol = Protocol::preset(name, suite.name()).unwrap();
                 protocol.check().unwrap();
                 let json = serde_json::to_string(&protocol).unwrap();
                 assert_eq!(serde_json::from_str::<Protocol>(&json).unwrap(), protocol);

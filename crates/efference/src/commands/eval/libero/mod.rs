@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use efference_data::atomic;
+use efference_envs::libero::suite::Suite;
 use efference_envs::libero::{Pack, Profile, SimOptions, SubstepOrder, packs_dir};
 use efference_rollout::libero::worker::{Isolated, WorkerCommand, WorkerLimits};
 use efference_rollout::libero::{
-    Evaluation, Hooks, Images, Journal, Native, Place, Protocol, Simulator, TaskEntry, TaskNote, base_suite,
-    evaluate,
+    Evaluation, Hooks, Images, Journal, Native, Place, Protocol, Simulator, TaskEntry, TaskNote, evaluate,
 };
 use efference_train::report::{Event, Reporter};
 
@@ -281,8 +281,7 @@ type Packs = BTreeMap<usize, Arc<Pack>>;
 
 /// The packs of the tasks asked for; those that cannot be read are noted, the others are played.
 fn packs(args: &Args) -> Result<(Packs, Vec<TaskNote>)> {
-    let base = base_suite(&args.suite)?;
-    let in_suite = if base == 4 { 90 } else { 10 };
+    let in_suite = args.suite.parse::<Suite>()?.len();
     let mut wanted = args.tasks.clone();
     wanted.sort_unstable();
     wanted.dedup();
