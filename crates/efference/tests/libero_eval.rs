@@ -334,3 +334,65 @@ fn a_policy_that_answers_badly_costs_its_task_only() {
         assert_eq!(report["settings"]["simulation"]["order"], "fused");
     }
 }
+
+/// The one pack with pictures that the repository holds, under the name of its task.
+fn with_pictures() -> Desk {
+    let dir = tempfile::tempdir().unwrap();
+    let packs = dir.path().join("packs");
+    fs::create_dir_all(&packs).unwrap();
+    let sample = golden_folder().join("pack_sample");
+    std::os::unix::fs::symlink(sample, packs.join("libero_goal_7")).unwrap();
+    Desk { dir, packs }
+}
+
+fn golden_folder() -> PathBuf {
+    packs().parent().unwrap().to_path_buf()
+}
+
+#[test]
+fn the_expert_solves_its_task_and_is_recorded() {
+    let desk = with_pictures();
+    let output = desk.run("expert", &["--task", "7", "--episodes", "1", "--record", "1", "--order", "exact"]);
+    assert!(output.status.success(), "{}", words(&output));
+    assert_eq!(desk.verdicts(7), ["success"]);
+    let picture = desk.dir.path().join("out/pictures/task07_episode00_success.png");
+    let bytes = fs::read(picture).unwrap();
+    assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 50_000, "{} bytes", bytes.len());
+    let isolated = ["--task", "7", "--episodes", "1", "--isolate", "--out", "other"];
+    refuses(&desk.run("expert", &isolated), 2, &["the expert reads the simulator's state"]);
+}
+
+/// The same pictures from a simulator in this process and from one in another.
+#[test]
+fn pictures_come_through_a_worker_unchanged() {
+    let play = ["--task", "7", "--episodes", "1", "--max-steps", "3", "--record", "1"];
+    let picture = |more: &[&str]| {
+        let desk = with_pictures();
+        let output = desk.run("zero", &[&play[..], more].concat());
+        assert!(output.status.success(), "{}", words(&output));
+        fs::read(desk.dir.path().join("out/pictures/task07_episode00_failure.png")).unwrap()
+    };
+    assert!(picture(&[]) == picture(&["--isolate"]));
+}
+
+#[test]
+fn the_doctor_looks_at_what_makes_numbers_irreproducible() {
+    let doctor = |packs: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_efference"));
+        command.env("EFFERENCE_LIBERO", packs).args(["doctor", "--libero"]).output().unwrap()
+    };
+    let desk = with_pictures();
+    let output = doctor(&desk.packs);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &words(&output);
+    assert!(output.status.success(), "{text}");
+    for part in ["quaternion", "gripper sign", "upright, mirrored for policies", "solves libero_goal_7"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    let output = doctor(desk.dir.path());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output).contains("cargo xtask libero"));
+    // A pack without visible geoms: nobody can say how its pictures lie.
+    let output = doctor(&packs());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the hand is not seen"));
+}
