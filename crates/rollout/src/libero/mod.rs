@@ -25,4 +25,4 @@ pub use journal::{Difference, EpisodeLine, Journal, JournalError, Verdict, diffe
 pub use network::{Network, NetworkSettings};
 pub use policy::{EvalPolicy, Idle, PolicyError, PolicySource, RemoteSource, Start, View};
 pub use protocol::{Gripper, Instruction, Protocol, ProtocolError, Quaternion, half_turn_axis_angle};
-pub use simulator::{Camera, Felt, Native, Simulator, SimulatorError, Stepped};
+pub use simulator::{Camera, Felt, Native, Packs, Simulator, SimulatorError, Stepped};

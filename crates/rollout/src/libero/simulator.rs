@@ -1,7 +1,8 @@
 //! The simulator as an evaluation uses it: in this process, or in another.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use efference_envs::libero::{LiberoSim, Pack, SimOptions};
 use image::RgbImage;
@@ -125,16 +126,54 @@ pub trait Simulator {
     }
 }
 
+/// Where the packs of an evaluation are. An open one is shared by all workers that play its task and goes when the last
+/// of them moves on: the compiled scenes of a whole suite are gigabytes.
+#[derive(Debug, Default)]
+pub struct Packs {
+    dirs: BTreeMap<usize, PathBuf>,
+    open: Mutex<BTreeMap<usize, Weak<Pack>>>,
+}
+
+impl Packs {
+    /// Folders by task number. Nothing is opened yet.
+    pub fn new(dirs: BTreeMap<usize, PathBuf>) -> Self {
+        Self { dirs, open: Mutex::default() }
+    }
+
+    /// Folders by task number.
+    pub fn dirs(&self) -> &BTreeMap<usize, PathBuf> {
+        &self.dirs
+    }
+
+    /// The pack of a task.
+    ///
+    /// # Errors
+    /// [`SimulatorError::Task`]: there is none, or it cannot be read.
+    pub fn get(&self, task: usize) -> Result<Arc<Pack>, SimulatorError> {
+        let Some(dir) = self.dirs.get(&task) else {
+            return Err(SimulatorError::Task { task, why: "it has no pack".into() });
+        };
+        // Held while reading: who comes second waits instead of reading too.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pack) = open.get(&task).and_then(Weak::upgrade) {
+            return Ok(pack);
+        }
+        let pack = Pack::open(dir).map_err(|e| SimulatorError::Task { task, why: e.to_string() })?;
+        open.insert(task, Arc::downgrade(&pack));
+        Ok(pack)
+    }
+}
+
 /// In this process. Keeps the task it played last.
 pub struct Native {
-    packs: Arc<BTreeMap<usize, Arc<Pack>>>,
+    packs: Arc<Packs>,
     options: SimOptions,
     current: Option<(usize, LiberoSim)>,
 }
 
 impl Native {
     /// Nothing is compiled before the first episode.
-    pub fn new(packs: Arc<BTreeMap<usize, Arc<Pack>>>, options: SimOptions) -> Self {
+    pub fn new(packs: Arc<Packs>, options: SimOptions) -> Self {
         Self { packs, options, current: None }
     }
 
@@ -150,21 +189,20 @@ fn failed(error: impl std::fmt::Display) -> SimulatorError {
 
 impl Simulator for Native {
     fn start(&mut self, task: usize, episode: usize) -> Result<(), SimulatorError> {
-        let Some(pack) = self.packs.get(&task).map(Arc::clone) else {
-            return Err(SimulatorError::Task { task, why: "it has no pack".into() });
-        };
+        if self.current.as_ref().is_none_or(|(current, _)| *current != task) {
+            // The old scene goes first: two at once are hundreds of megabytes.
+            self.current = None;
+            let pack = self.packs.get(task)?;
+            let sim = LiberoSim::new(&pack, &self.options)
+                .map_err(|e| SimulatorError::Task { task, why: e.to_string() })?;
+            self.current = Some((task, sim));
+        }
+        let pack = Arc::clone(self.sim()?.pack());
         let state = pack.init_state(episode).ok_or_else(|| SimulatorError::NoState {
             task,
             episode,
             saved: pack.init_states(),
         })?;
-        if self.current.as_ref().is_none_or(|(current, _)| *current != task) {
-            // The old scene goes first: two at once are hundreds of megabytes.
-            self.current = None;
-            let sim = LiberoSim::new(&pack, &self.options)
-                .map_err(|e| SimulatorError::Task { task, why: e.to_string() })?;
-            self.current = Some((task, sim));
-        }
         let sim = self.sim()?;
         sim.reset(episode).and_then(|()| sim.set_init_state(state)).map_err(failed)
     }

@@ -303,7 +303,7 @@ fn a_journal_is_only_gone_on_from_with_the_same_settings() {
 
 #[test]
 fn a_worker_that_ends_is_told_by_its_end() {
-    let packs = std::sync::Arc::new(BTreeMap::new());
+    let packs = std::sync::Arc::new(Packs::default());
     let limits = worker::WorkerLimits { start: Duration::from_secs(5), step: Duration::from_millis(300) };
     let start = |program: &str, arguments: &[&str]| {
         let command = worker::WorkerCommand {
@@ -335,6 +335,13 @@ fn the_worker_answers_whatever_it_is_asked() {
     };
     assert!(ask("\"felt\"\n").contains("must be hello"));
     assert!(ask("{}\n").contains("cannot be read"));
-    let missing = r#"{"hello":{"packs":[[0,"/nowhere"]],"options":{"image_size":64},"frames":"/nowhere"}}"#;
-    assert!(ask(missing).contains("\"task\":{\"task\":0"), "{}", ask(missing));
+    // A folder for packs that is not there is told by the task that needs it, a file for pictures at once.
+    let nowhere = r#"{"hello":{"packs":[[0,"/nowhere"]],"options":{"image_size":64},"frames":"/nowhere"}}"#;
+    assert!(ask(nowhere).contains("`/nowhere`"), "{}", ask(nowhere));
+    let frames = tempfile::NamedTempFile::new().unwrap();
+    let hello = nowhere.replace("\"frames\":\"/nowhere\"", &format!("\"frames\":{:?}", frames.path()));
+    let told = ask(&format!("{hello}\n{{\"start\":{{\"task\":0,\"episode\":0}}}}\n\"felt\"\n"));
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.len() == 3 && lines[0] == "\"ready\"" && lines[2].contains("no episode"), "{told}");
+    assert!(lines[1].contains("\"task\":{\"task\":0") && lines[1].contains("meta.json"), "{told}");
 }

@@ -4,7 +4,6 @@
 //! have open, in shared memory (`/dev/shm`) where there is one. A worker that does not answer within the time limit is
 //! killed; a new one is started for the next episode.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -14,11 +13,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use efference_envs::libero::{Pack, SimOptions};
+use efference_envs::libero::SimOptions;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::simulator::{Camera, Felt, Native, Simulator, SimulatorError, Stepped};
+use super::simulator::{Camera, Felt, Native, Packs, Simulator, SimulatorError, Stepped};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,7 +90,7 @@ pub struct WorkerLimits {
 /// A simulator in another process.
 pub struct Isolated {
     command: WorkerCommand,
-    packs: Arc<BTreeMap<usize, Arc<Pack>>>,
+    packs: Arc<Packs>,
     options: SimOptions,
     limits: WorkerLimits,
     process: Option<Process>,
@@ -99,12 +98,7 @@ pub struct Isolated {
 
 impl Isolated {
     /// No process is started before the first episode.
-    pub fn new(
-        command: WorkerCommand,
-        packs: Arc<BTreeMap<usize, Arc<Pack>>>,
-        options: SimOptions,
-        limits: WorkerLimits,
-    ) -> Self {
+    pub fn new(command: WorkerCommand, packs: Arc<Packs>, options: SimOptions, limits: WorkerLimits) -> Self {
         Self { command, packs, options, limits, process: None }
     }
 
@@ -118,7 +112,7 @@ impl Isolated {
             why: format!("`{}` could not be started: {e}", self.command.program.display()),
         })?;
         let hello = Question::Hello {
-            packs: self.packs.iter().map(|(&task, pack)| (task, absolute(&pack.dir))).collect(),
+            packs: self.packs.dirs().iter().map(|(&task, dir)| (task, absolute(dir))).collect(),
             options: self.options,
             frames: process.frames.path().into(),
         };
@@ -317,14 +311,10 @@ pub fn serve(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
 }
 
 fn hello(packs: Vec<(usize, PathBuf)>, options: SimOptions, frames: &Path) -> Result<(Native, File), Answer> {
-    let mut opened = BTreeMap::new();
-    for (task, dir) in packs {
-        let pack = Pack::open(dir).map_err(|e| Answer::Task { task, why: e.to_string() })?;
-        opened.insert(task, pack);
-    }
     let file = OpenOptions::new().write(true).open(frames);
     let file = file.map_err(|e| Answer::Failed { why: format!("`{}`: {e}", frames.display()) })?;
-    Ok((Native::new(Arc::new(opened), options), file))
+    let packs = Packs::new(packs.into_iter().collect());
+    Ok((Native::new(Arc::new(packs), options), file))
 }
 
 fn answer(simulator: &mut Native, frames: &File, question: Question) -> Answer {

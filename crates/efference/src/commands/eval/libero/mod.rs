@@ -17,7 +17,8 @@ use efference_envs::libero::suite::Suite;
 use efference_envs::libero::{Pack, Profile, SimOptions, SubstepOrder, packs_dir};
 use efference_rollout::libero::worker::{Isolated, WorkerCommand, WorkerLimits};
 use efference_rollout::libero::{
-    Evaluation, Hooks, Images, Journal, Native, Place, Protocol, Simulator, TaskEntry, TaskNote, evaluate,
+    Evaluation, Hooks, Images, Journal, Native, Packs, Place, Protocol, Simulator, TaskEntry, TaskNote,
+    evaluate,
 };
 use efference_train::report::{Event, Reporter};
 
@@ -182,7 +183,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let reporter = ui.reporter();
     reporter.report(&Event::Stage { name: "eval".into(), unit: "episode".into(), total, done });
     let (reporting, count) = (&*reporter as &dyn Reporter, AtomicU64::new(done));
-    let packs = Arc::new(packs);
+    // Compiled scenes are large: packs are opened again by the workers that play them.
+    let packs = Arc::new(Packs::new(packs.iter().map(|(&task, pack)| (task, pack.dir.clone())).collect()));
     let limits = WorkerLimits { start: start_limit, step: step_limit };
     let command = worker_command()?;
     let simulator = || -> Box<dyn Simulator> {
@@ -277,10 +279,10 @@ fn profile(args: &Args) -> Profile {
     }
 }
 
-type Packs = BTreeMap<usize, Arc<Pack>>;
+type Opened = BTreeMap<usize, Arc<Pack>>;
 
 /// The packs of the tasks asked for; those that cannot be read are noted, the others are played.
-fn packs(args: &Args) -> Result<(Packs, Vec<TaskNote>)> {
+fn packs(args: &Args) -> Result<(Opened, Vec<TaskNote>)> {
     let in_suite = args.suite.parse::<Suite>()?.len();
     let mut wanted = args.tasks.clone();
     wanted.sort_unstable();

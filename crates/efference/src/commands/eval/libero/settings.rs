@@ -6,7 +6,7 @@ use efference_rollout::libero::Protocol;
 use efference_train::checkpoint::sha256;
 use serde_json::{Map, Value, json};
 
-use super::Packs;
+use super::Opened;
 use crate::errors::{Failure, Result};
 use crate::ui::Ui;
 
@@ -15,7 +15,7 @@ pub(super) fn collect(
     suite: &str,
     protocol: &Protocol,
     options: &SimOptions,
-    packs: &Packs,
+    packs: &Opened,
     policy: Value,
 ) -> Result<Value> {
     let mut hashes = Map::new();
