@@ -132,7 +132,7 @@ impl Channel {
     }
 
     /// Servers ping while the simulation runs; who does not answer for a while is cut off.
-    fn answer_pings(&mut self) -> Result<()> {
+    pub(super) fn answer_pings(&mut self) -> Result<()> {
         const GLANCE: Duration = Duration::from_millis(1);
         let mut byte = [0];
         loop {

@@ -117,7 +117,8 @@ impl RemotePolicy {
         for again in [true, false] {
             self.connect()?;
             let told = match self.address.scheme {
-                Scheme::OpenPi => Ok(()),
+                // Nothing is said; but a connection that ended meanwhile should be noticed now.
+                Scheme::OpenPi => self.open()?.answer_pings(),
                 Scheme::VlaEval => vla_eval::start(self, start),
             };
             match self.settle(told) {

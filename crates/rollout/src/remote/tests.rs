@@ -389,3 +389,16 @@ fn addresses() {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
 }
+
+/// A server that went away between two episodes and came back costs none.
+#[test]
+fn a_lost_connection_between_episodes_is_made_anew() {
+    let mut policy = openpi(|socket, _| {
+        let _ = socket.send(Message::Binary(bytes(&chunk(&[1.0; 7], &[1, 7])).into()));
+        let _ = socket.get_mut().shutdown(std::net::Shutdown::Both);
+    });
+    for _ in 0..3 {
+        assert_eq!(ask(&mut policy).unwrap(), [[1.0; 7]]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

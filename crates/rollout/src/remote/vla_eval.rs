@@ -48,7 +48,10 @@ pub(super) fn greet(policy: &mut RemotePolicy) -> Result<()> {
     ]);
     let hello = message(policy, "hello", payload);
     let channel = policy.open()?;
-    channel.send(&hello, limit)?;
+    channel.send(&hello, limit).map_err(|error| match error {
+        RemoteError::Garbage { .. } => handshake("it speaks before it is spoken to".into()),
+        other => other,
+    })?;
     let reply = match channel.receive(limit) {
         Ok(Incoming::Value(reply)) => reply,
         Ok(Incoming::Text(_)) => return Err(handshake("it answers in text".into())),
