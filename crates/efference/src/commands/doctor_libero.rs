@@ -141,9 +141,9 @@ fn orientation(sim: &mut LiberoSim) -> Simulated<Found> {
     let prepared = |image: &RgbImage| Images::Plain.prepare(image).unwrap_or_default();
     let (old, new) = (prepared(&before.0), prepared(&after.0));
     let hit = |turn: &dyn Fn(&RgbImage) -> RgbImage| overlap(&turn(&old), &turn(&new), &before.1, &after.1);
-    let right = hit(&flip_horizontal);
+    let right = hit(&|image| flip_horizontal(image));
     let wrong: [f64; 3] = [
-        hit(&RgbImage::clone),
+        hit(&|image| image.clone()),
         hit(&|image| flip_vertical(image)),
         hit(&|image| flip_vertical(&flip_horizontal(image))),
     ];

@@ -177,8 +177,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         record_every: RECORD_EVERY,
     };
     let total = (tasks.len() * evaluation.episodes) as u64;
-    let done =
-        tasks.iter().flat_map(|t| (0..evaluation.episodes).map(|episode| Place { task: t.task, episode }));
+    let done = tasks
+        .iter()
+        .flat_map(|t| (0..evaluation.episodes).map(move |episode| Place { task: t.task, episode }));
     let done = done.filter(|&place| journal.finished(place)).count() as u64;
     let reporter = ui.reporter();
     reporter.report(&Event::Stage { name: "eval".into(), unit: "episode".into(), total, done });
