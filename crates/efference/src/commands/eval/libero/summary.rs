@@ -86,7 +86,8 @@ impl Report {
         let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
         let (successes, finished) = (sum(|row| row.successes), sum(|row| row.episodes));
         let played: Vec<&Row> = rows.iter().filter(|row| row.episodes > 0).collect();
-        let mean_success = played.iter().map(|row| row.success).sum::<f64>() / (played.len() as f64).max(1.0);
+        let mean_success =
+            played.iter().map(|row| row.success).sum::<f64>() / (played.len() as f64).max(1.0) + 0.0; // an empty sum is -0
         let (low, high) = wilson(successes, finished, Z_95);
         let steps: Vec<f64> =
             lines.iter().filter(|l| l.verdict == Verdict::Success).map(|l| l.steps as f64).collect();
