@@ -352,13 +352,13 @@ fn golden_folder() -> PathBuf {
 #[test]
 fn the_expert_solves_its_task_and_is_recorded() {
     let desk = with_pictures();
-    let output = desk.run("expert", &["--task", "7", "--episodes", "1", "--record", "1", "--order", "exact"]);
+    let output = desk.run("expert", &["--task", "7", "--episodes", "1", "--record", "1"]);
     assert!(output.status.success(), "{}", words(&output));
     assert_eq!(desk.verdicts(7), ["success"]);
     let picture = desk.dir.path().join("out/pictures/task07_episode00_success.png");
     let bytes = fs::read(picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 50_000, "{} bytes", bytes.len());
-    let isolated = ["--task", "7", "--episodes", "1", "--isolate", "--out", "other"];
+    let isolated = ["--task", "7", "--episodes", "1", "--isolate", "--resume"];
     refuses(&desk.run("expert", &isolated), 2, &["the expert reads the simulator's state"]);
 }
 
@@ -391,8 +391,14 @@ fn the_doctor_looks_at_what_makes_numbers_irreproducible() {
     let output = doctor(desk.dir.path());
     assert_eq!(output.status.code(), Some(1));
     assert!(words(&output).contains("cargo xtask libero"));
-    // A pack without visible geoms: nobody can say how its pictures lie.
-    let output = doctor(&packs());
+    // Fingers that go the other way.
+    let desk = Desk::with_own_packs();
+    let meta = desk.packs.join("libero_goal_0/meta.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&meta).unwrap()).unwrap();
+    json["gripper"]["sign"] = serde_json::json!([1, -1]);
+    fs::write(&meta, json.to_string()).unwrap();
+    let output = doctor(&desk.packs);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("the hand is not seen"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("missing   gripper sign"));
+    assert!(words(&output).contains("policies must send -1 to open"));
 }
