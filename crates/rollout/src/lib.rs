@@ -6,8 +6,10 @@
 pub mod collect;
 pub mod demonstrate;
 pub mod error;
+pub mod libero;
 pub mod noise;
 pub mod policy;
+pub mod remote;
 pub mod seeds;
 pub mod trajectory;
 

@@ -65,7 +65,9 @@ fn recorded(result: libero::CaseResult) -> CaseResult {
 fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     match question.id {
         "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
-        "eval_libero" => libero_tasks::replay(question).or_else(|| libero_simulation(question)),
+        "eval_libero" => libero_tasks::replay(question)
+            .or_else(|| libero_simulation(question))
+            .or_else(|| libero_evaluation(question)),
         _ => None,
     }
 }
@@ -74,6 +76,39 @@ fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>
 fn libero_simulation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     let params = json!(question.params);
     libero::function(question.function, &params, &question.numbers())
+}
+
+/// Pictures, state vector, and the table.
+fn libero_evaluation(question: &Question) -> Option<std::result::Result<Numbers, String>> {
+    match question.function {
+        "summary" => Some(success_of_a_suite(&question.numbers())),
+        function => efference_rollout::libero::conformance::replay(function, &question.numbers()),
+    }
+}
+
+/// Success per task and of the suite with Wilson's interval; LIBERO-Plus's totals, weighted by tasks and not.
+fn success_of_a_suite(inputs: &Numbers) -> std::result::Result<Numbers, String> {
+    let input =
+        |name: &str| inputs.get(name).ok_or_else(|| format!("the case has no usable `inputs.{name}`"));
+    let (success, rates, counts) = (input("success")?, input("plus_rates")?, input("plus_counts")?);
+    let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len() as f64;
+    let (low, high) = efference_viz::wilson(
+        success.iter().sum::<f64>() as u64,
+        success.len() as u64,
+        efference_viz::stats::Z_95,
+    );
+    // 50 saved initial states per task.
+    let per_task: Vec<f64> = success.chunks(50).map(mean).collect();
+    let weighted = rates.iter().zip(counts).map(|(r, n)| r * n).sum::<f64>() / counts.iter().sum::<f64>();
+    let outputs = [
+        ("per_task", per_task),
+        ("suite_rate", vec![mean(success)]),
+        ("wilson_low", vec![low]),
+        ("wilson_high", vec![high]),
+        ("plus_weighted", vec![weighted]),
+        ("plus_unweighted", vec![mean(rates)]),
+    ];
+    Ok(outputs.into_iter().map(|(name, numbers)| (name.to_owned(), numbers)).collect())
 }
 
 fn tell(result: &CaseResult, verbose: bool, ui: &Ui) {

@@ -9,6 +9,7 @@ use efference_mujoco::{Model, RenderQuality, Renderer};
 use efference_viz::view::{INSTALL, Viewer};
 use serde_json::json;
 
+use crate::commands::doctor_libero;
 use crate::errors::{Failure, Result};
 use crate::native;
 use crate::text::bytes;
@@ -20,6 +21,15 @@ pub(crate) struct Args {
     /// The folder that runs will be written to
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
+    /// Look at LIBERO instead: packs, gripper sign, image orientation, quaternion, the scripted expert
+    #[arg(long)]
+    libero: bool,
+    /// With --libero: a suite; without, the first task that has a pack is looked at
+    #[arg(long, requires = "libero")]
+    suite: Option<String>,
+    /// With --libero: a checkpoint or run folder whose statistics are looked at
+    #[arg(long, value_name = "CHECKPOINT", requires = "libero")]
+    policy: Option<PathBuf>,
 }
 
 /// What a check found: words for what is there, or what is wrong and the command that helps.
@@ -36,6 +46,9 @@ enum Need {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    if args.libero {
+        return libero(args, ui);
+    }
     let checks: [(&str, Need, Found); 10] = [
         ("processor", Need::Info, Ok(processor())),
         ("memory", Need::Info, memory()),
@@ -56,6 +69,20 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(Failure::new(format!("missing: {}", missing.join(", ")))) }
+}
+
+/// What makes LIBERO numbers irreproducible; refuses on any mismatch.
+fn libero(args: &Args, ui: &Ui) -> Result<()> {
+    let checks = doctor_libero::checks(args.suite.as_deref(), args.policy.as_deref())?;
+    let mut failure: Option<Failure> = None;
+    for (what, found) in &checks {
+        tell(what, Need::Required, found, ui);
+        if let Err((_, help)) = found {
+            let sofar = failure.take().unwrap_or_else(|| Failure::new("LIBERO is not as its data expect"));
+            failure = Some(sofar.help(*help));
+        }
+    }
+    failure.map_or(Ok(()), Err)
 }
 
 fn tell(what: &str, need: Need, found: &Found, ui: &Ui) {

@@ -6,6 +6,8 @@ mod compare;
 mod conformance;
 mod demos;
 mod doctor;
+mod doctor_libero;
+mod env_worker;
 mod eval;
 mod export;
 mod quickstart;
@@ -47,4 +49,5 @@ commands! {
     Conformance => conformance,
     Bench => bench,
     Doctor => doctor,
+    EnvWorker => env_worker,
 }

@@ -1,4 +1,4 @@
-//! `efference eval`: success of a checkpoint on the fixed evaluation states.
+//! `efference eval tabletop`: success of a checkpoint on the fixed evaluation states.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,9 @@ use crate::errors::{Failure, Result};
 use crate::interrupt;
 use crate::ui::Ui;
 
-/// Measure a checkpoint's success on the fixed evaluation states of a suite
+/// Measure a checkpoint's success on the fixed evaluation states of the tabletop
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Suite of tasks: tabletop
-    suite: String,
     /// Checkpoint folder, or run folder (its last checkpoint)
     #[arg(long, value_name = "CHECKPOINT")]
     policy: PathBuf,
@@ -61,14 +59,11 @@ struct Outcome<'a> {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    if args.suite != "tabletop" {
-        return Err(Failure::usage(format!("there is no suite `{}`", args.suite)).help("known: tabletop"));
-    }
     if !(args.temperature.is_finite() && args.temperature >= 0.0) {
         return Err(Failure::usage("--temperature must be 0 or more"));
     }
     let stop = interrupt::install(ui)?;
-    let loaded = policy_file::load(&args.policy, &args.suite, args.weights == "ema")?;
+    let loaded = policy_file::load(&args.policy, "tabletop", args.weights == "ema")?;
     let env = EnvConfig {
         tasks: args.tasks.clone(),
         image_size: loaded.policy.image_size(),
