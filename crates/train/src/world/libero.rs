@@ -9,7 +9,7 @@ use efference_envs::libero::expert::ExpertOptions;
 use efference_envs::libero::suite::{Base, Suite};
 use efference_envs::libero::{self, LiberoEnv, LiberoOptions, Pack, Profile, SubstepOrder};
 use efference_nets::Quantiles;
-use efference_rollout::{EnvSource, demonstrate_libero};
+use efference_rollout::EnvSource;
 
 use super::tabletop::range;
 use super::{PlayMaker, World};
@@ -121,7 +121,7 @@ impl World for Libero {
 
     fn demonstrate(&self, task: usize, seed: u64) -> Result<Episode> {
         let expert = ExpertOptions { max_steps: self.options.max_steps, ..ExpertOptions::default() };
-        Ok(demonstrate_libero(&self.packs[task], &self.options, expert, seed, 1)?)
+        Ok(libero::demonstrate(&self.packs[task], &self.options, expert, seed, 1)?)
     }
 
     fn play(&self, _chunk: usize) -> Result<Option<Box<dyn PlayMaker>>> {
