@@ -1,6 +1,6 @@
 //! The evaluation protocol: everything between the simulator and the policy that moves LIBERO numbers.
 
-use efference_envs::libero::suite::{Base, Suite, UnknownSuite};
+use efference_envs::libero::suite::{Suite, UnknownSuite};
 use serde::{Deserialize, Serialize};
 
 use super::images::Images;
@@ -203,6 +203,8 @@ pub fn half_turn_axis_angle(quat_xyzw: [f64; 4]) -> [f64; 3] {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use efference_envs::libero::suite::Base;
+
     use super::*;
 
     #[test]
