@@ -6,6 +6,7 @@ use candle_core::Device;
 use efference_nets::{ParamStore, Quantiles, Tokenizer, Vla, VlaConfig};
 use efference_rollout::VlaPolicy;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Identity, sha256};
 use crate::error::{Error, Result};
@@ -29,13 +30,15 @@ struct Stats {
     proprio: Quantiles,
 }
 
-/// Loads the policy of `path` (checkpoint or run folder) to act in `suite`. Shape and statistics come from the checkpoint;
+/// Loads the policy of `path` (checkpoint or run folder) to act in `suite`, whose settings are `world`
+/// ([`crate::world::World::settings`]; `None` takes any). Shape and statistics come from the checkpoint;
 /// simulator and tokenizer must be those it was trained with, because others change results silently. `averaged` takes
 /// the average of the weights instead of the weights.
 ///
 /// # Errors
-/// The checkpoint has no average. [`CheckpointError`]: nothing there, damaged, or made for another simulator, suite or tokenizer.
-pub fn load(path: &Path, suite: &str, averaged: bool) -> Result<Loaded> {
+/// The checkpoint has no average. [`CheckpointError`]: nothing there, damaged, or made for another simulator, suite, setting of the
+/// suite or tokenizer.
+pub fn load(path: &Path, suite: &str, world: Option<&Value>, averaged: bool) -> Result<Loaded> {
     let mut checkpoint = Checkpoint::load(path)?;
     if averaged {
         let why = "it holds no averages of the weights; train with `optimizer.ema`";
@@ -45,6 +48,7 @@ pub fn load(path: &Path, suite: &str, averaged: bool) -> Result<Loaded> {
     let needed = Identity {
         mujoco_version: efference_envs::mujoco_version(),
         suite: suite.into(),
+        world: world.cloned().unwrap_or_else(|| checkpoint.identity.world.clone()),
         tokenizer_sha256: sha256(efference_nets::BUILT_IN_TOKENIZER.as_bytes()),
         ..checkpoint.identity.clone()
     };

@@ -305,7 +305,8 @@ fn what_saves_memory_resumes_bit_for_bit_and_computing_again_changes_nothing() {
 
         // The averages outlive the stage and can act.
         assert!(end.optimizer.keys().any(|name| name.starts_with("average/")));
-        let load = |averaged| policy_file::load(&whole.run, "tabletop", averaged).unwrap().policy.params;
+        let load =
+            |averaged| policy_file::load(&whole.run, "tabletop", None, averaged).unwrap().policy.params;
         let of = |params: &efference_nets::ParamStore| params.to_bytes().unwrap();
         assert_ne!(of(&load(true)), of(&load(false)));
         for run in [&whole.run, &part.run] {
@@ -313,7 +314,7 @@ fn what_saves_memory_resumes_bit_for_bit_and_computing_again_changes_nothing() {
         }
     }
     let done = start(&config(dir.path(), &["sft=none", "rl=none"]), &Silent, &StopFlag::new());
-    let refused = policy_file::load(&done.run, "tabletop", true).err().unwrap().to_string();
+    let refused = policy_file::load(&done.run, "tabletop", None, true).err().unwrap().to_string();
     assert!(refused.contains("optimizer.ema"), "{refused}");
 }
 

@@ -49,7 +49,7 @@ pub(super) fn checks(suite: Option<&str>, policy: Option<&Path>) -> Result<Vec<(
     out.push(("scripted expert", found));
     if let Some(path) = policy {
         let suite = suite.unwrap_or(&pack.meta.suite);
-        let loaded = policy_file::load(path, suite, false)?;
+        let loaded = policy_file::load(path, suite, None, false)?;
         out.push(("action statistics", actions(&loaded.policy.action_stats)));
         out.push(("state statistics", proprio(&loaded.policy.proprio_stats, &states)));
     }

@@ -129,13 +129,18 @@ impl World for Libero {
     }
 
     fn settings(&self) -> serde_json::Value {
-        serde_json::json!({
-            "order": self.options.order,
-            "profile": self.options.profile,
-            "idle_steps": self.options.idle_steps,
-            "mirror": self.options.mirror,
-        })
+        libero_settings(&self.options)
     }
+}
+
+/// What a checkpoint must share with those who evaluate it. The order of a physics step is not among it: a policy that
+/// was trained in the fast one may be measured in that of published numbers.
+pub fn libero_settings(options: &LiberoOptions) -> serde_json::Value {
+    serde_json::json!({
+        "profile": options.profile,
+        "idle_steps": options.idle_steps,
+        "mirror": options.mirror,
+    })
 }
 
 /// Where the task of an id, for example `libero_goal_7`, stands in its suite.

@@ -10,7 +10,7 @@ use efference_envs::{Action, Env, Observation, RgbImage};
 use efference_nets::Quantiles;
 use efference_rollout::EnvSource;
 
-pub use libero::Libero;
+pub use libero::{Libero, libero_settings};
 pub use tabletop::Tabletop;
 
 use crate::config::EnvConfig;

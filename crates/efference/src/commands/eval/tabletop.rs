@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Failure::usage("--temperature must be 0 or more"));
     }
     let stop = interrupt::install(ui)?;
-    let loaded = policy_file::load(&args.policy, "tabletop", args.weights == "ema")?;
+    let loaded = policy_file::load(&args.policy, "tabletop", None, args.weights == "ema")?;
     let env = EnvConfig {
         tasks: args.tasks.clone(),
         image_size: loaded.policy.image_size(),

@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use efference_envs::libero::LiberoOptions;
 use efference_envs::libero::expert::{Expert, ExpertOptions};
 use efference_rollout::libero::{
-    EpisodeError, EvalPolicy, Idle, Network, NetworkSettings, PolicyError, PolicySource, Protocol,
+    EpisodeError, EvalPolicy, Idle, Images, Network, NetworkSettings, PolicyError, PolicySource, Protocol,
     RemoteSource, Start, View,
 };
 use efference_rollout::remote::{Address, Limits};
 use efference_rollout::{Purpose, seed_for};
 use efference_train::policy_file;
+use efference_train::world::libero_settings;
 use serde_json::{Value, json};
 
 use super::Args;
@@ -69,7 +71,13 @@ pub(super) fn open(
             "give a checkpoint or run folder, `expert`, `zero`, `idle`, openpi://HOST:PORT or vla-eval://HOST:PORT",
         ));
     }
-    let loaded = policy_file::load(path, suite, args.weights == "ema")?;
+    let trained_with = libero_settings(&LiberoOptions {
+        profile: super::profile(args),
+        idle_steps: protocol.idle_steps,
+        mirror: protocol.images == Images::Own,
+        ..LiberoOptions::default()
+    });
+    let loaded = policy_file::load(path, suite, Some(&trained_with), args.weights == "ema")?;
     let about = json!({ "step": loaded.step, "weights": args.weights, "mujoco": loaded.mujoco_version });
     let settings = NetworkSettings { temperature: args.temperature, about };
     let image_size = Some(loaded.policy.image_size());
