@@ -129,7 +129,7 @@ fn has(packs: &Path, suite: &str, task: usize, variants: &[String]) -> bool {
     let Ok(text) = fs::read(folder.join("meta.json")) else { return false };
     let Ok(meta) = serde_json::from_slice::<Meta>(&text) else { return false };
     let there = |name| meta.pack_info.variants.get(name).is_some_and(|v| folder.join(&v.model).is_file());
-    variants.iter().all(|name| there(name)) && folder.join("init_states.npy").is_file()
+    variants.iter().all(there) && folder.join("init_states.npy").is_file()
 }
 
 /// Says how much disk the export will take, and stops if there is less.
