@@ -2,23 +2,16 @@
 
 use std::sync::Arc;
 
-use efference_mujoco::Kind;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::look::pose_of;
+use super::scene::CAMERAS;
 use super::{
     Error, IDLE_ACTION, LiberoSim, LiberoSnapshot, Pack, Profile, Result, SimOptions, SubstepOrder,
     axis_angle,
 };
-use crate::{
-    ACTION_DIM, Action, CameraView, Env, EnvSpec, GeomShape, NamedPose, Observation, Outcome, SceneState,
-    ShapeKind, Snapshot,
-};
-
-/// Names under which policies know the two cameras, and which of the task's observation cameras they are.
-const CAMERAS: [&str; 2] = ["agentview", "wrist"];
+use crate::{ACTION_DIM, Action, Env, EnvSpec, Observation, Outcome, SceneState, Snapshot};
 
 /// Evaluation seeds have this bit, training seeds do not.
 const EVAL_BIT: u64 = 1 << 40;
@@ -236,53 +229,7 @@ impl Env for LiberoEnv {
     }
 
     fn scene_state(&self) -> SceneState {
-        let (data, model) = (self.sim.data(), self.sim.model());
-        let meta = &self.sim.pack().meta;
-        let things = meta.objects.keys().filter_map(|name| {
-            let pose = self.sim.object_pose(name).ok()?;
-            Some(NamedPose { name: name.clone(), pose })
-        });
-        let (mut geoms, mut last_body, mut index) = (Vec::new(), usize::MAX, 0);
-        for geom in 0..model.count(Kind::Geom) {
-            let owner = model.geom_body(geom);
-            index = if owner == last_body { index + 1 } else { 0 };
-            last_body = owner;
-            let kind = match model.geom_type(geom) {
-                2 => ShapeKind::Sphere,
-                3 => ShapeKind::Capsule,
-                5 => ShapeKind::Cylinder,
-                6 => ShapeKind::Box,
-                // Meshes have no shape that a viewer of primitives could draw; their collision shapes have.
-                _ => continue,
-            };
-            let name = model.name(Kind::Body, owner).unwrap_or_default();
-            geoms.push(GeomShape {
-                name: format!("{name}/{index}"),
-                kind,
-                size_m: model.geom_size(geom),
-                rgba: model.geom_rgba(geom),
-                pose: pose_of(data.geom_pos(geom), data.geom_mat(geom)),
-            });
-        }
-        let side = self.options.image_size;
-        let cameras = self.spec.cameras.iter().filter_map(|name| {
-            let id = model.camera_id(self.camera(name)).ok()?;
-            Some(CameraView {
-                name: name.clone(),
-                size_px: [side, side],
-                intrinsics_px: model.camera_intrinsics_px(id, side, side),
-                pose: pose_of(data.camera_pos(id), data.camera_mat(id)),
-            })
-        });
-        let fingers = meta.gripper.joints.iter().map(|joint| self.sim.qpos()[joint.qpos_adr].abs());
-        SceneState {
-            time_secs: self.sim.time_secs(),
-            gripper: self.sim.eef_pose(),
-            finger_opening_m: fingers.sum(),
-            things: things.collect(),
-            geoms,
-            cameras: cameras.collect(),
-        }
+        self.sim.scene_state()
     }
 
     fn remaining(&self) -> f64 {

@@ -26,6 +26,7 @@ mod observation;
 mod pack;
 pub mod perturb;
 pub mod predicates;
+mod scene;
 mod sim;
 mod snapshot;
 pub mod suite;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use efference_envs::SceneState;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -68,8 +69,8 @@ pub struct Recording {
     pub scene: Vec<RgbImage>,
     /// The hand's camera, upright.
     pub hand: Vec<RgbImage>,
-    /// Position (metres) and quaternion (xyzw) of the end effector at each picture.
-    pub eef: Vec<([f64; 3], [f64; 4])>,
+    /// Poses, shapes and cameras at each picture.
+    pub states: Vec<SceneState>,
 }
 
 impl Recording {
@@ -84,10 +85,10 @@ impl Recording {
         if self.steps.last() == Some(&step) {
             return Ok(());
         }
-        let felt = simulator.felt()?;
+        let state = simulator.scene()?;
         self.scene.push(simulator.render(Camera::Scene)?);
         self.hand.push(simulator.render(Camera::Hand)?);
-        self.eef.push((felt.eef_pos, felt.eef_quat));
+        self.states.push(state);
         self.steps.push(step);
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use efference_envs::SceneState;
 use efference_envs::libero::{LiberoSim, Pack, SimOptions};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -114,6 +115,12 @@ pub trait Simulator {
     /// [`SimulatorError`].
     fn felt(&mut self) -> Result<Felt, SimulatorError>;
 
+    /// Poses, shapes and cameras, for recordings.
+    ///
+    /// # Errors
+    /// [`SimulatorError`].
+    fn scene(&mut self) -> Result<SceneState, SimulatorError>;
+
     /// What a camera sees now, upright (row 0 on top), in the size the simulator was made for.
     ///
     /// # Errors
@@ -215,6 +222,10 @@ impl Simulator for Native {
     fn felt(&mut self) -> Result<Felt, SimulatorError> {
         let seen = self.sim()?.observation();
         Ok(Felt { eef_pos: seen.eef_pos, eef_quat: seen.eef_quat, gripper_qpos: seen.gripper_qpos })
+    }
+
+    fn scene(&mut self) -> Result<SceneState, SimulatorError> {
+        Ok(self.sim()?.scene_state())
     }
 
     fn render(&mut self, camera: Camera) -> Result<RgbImage, SimulatorError> {

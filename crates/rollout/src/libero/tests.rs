@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use efference_envs::{Pose, SceneState};
 use image::RgbImage;
 use serde_json::{Value, json};
 
@@ -48,6 +49,13 @@ impl Simulator for Toy {
 
     fn felt(&mut self) -> Result<Felt, SimulatorError> {
         Ok(self.felt)
+    }
+
+    fn scene(&mut self) -> Result<SceneState, SimulatorError> {
+        let gripper = Pose { position_m: self.felt.eef_pos, quat_wxyz: [1.0, 0.0, 0.0, 0.0] };
+        let (things, geoms, cameras) = (Vec::new(), Vec::new(), Vec::new());
+        let time_secs = self.actions.len() as f64 * 0.05;
+        Ok(SceneState { time_secs, gripper, finger_opening_m: 0.0, things, geoms, cameras })
     }
 
     fn render(&mut self, camera: Camera) -> Result<RgbImage, SimulatorError> {

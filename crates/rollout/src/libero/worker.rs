@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use efference_envs::SceneState;
 use efference_envs::libero::SimOptions;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,7 @@ enum Question {
         action: [f64; 7],
     },
     Felt,
+    Scene,
     Render {
         camera: Camera,
     },
@@ -47,6 +49,7 @@ enum Answer {
     Ready,
     Stepped(Stepped),
     Felt(Felt),
+    Scene(Box<SceneState>),
     /// The picture is at the start of the file.
     Frame {
         width: u32,
@@ -179,6 +182,13 @@ impl Simulator for Isolated {
     fn felt(&mut self) -> Result<Felt, SimulatorError> {
         match self.ask(&Question::Felt, self.limits.step, "tell its observation")? {
             Answer::Felt(felt) => Ok(felt),
+            _ => Err(self.confused()),
+        }
+    }
+
+    fn scene(&mut self) -> Result<SceneState, SimulatorError> {
+        match self.ask(&Question::Scene, self.limits.step, "tell its poses")? {
+            Answer::Scene(scene) => Ok(*scene),
             _ => Err(self.confused()),
         }
     }
@@ -322,6 +332,7 @@ fn answer(simulator: &mut Native, frames: &File, question: Question) -> Answer {
         Question::Start { task, episode } => simulator.start(task, episode).map(|()| Answer::Ready),
         Question::Step { action } => simulator.step(&action).map(Answer::Stepped),
         Question::Felt => simulator.felt().map(Answer::Felt),
+        Question::Scene => simulator.scene().map(|scene| Answer::Scene(Box::new(scene))),
         Question::Render { camera } => simulator.render(camera).and_then(|picture| {
             let written = frames.write_all_at(picture.as_raw(), 0);
             written.map_err(|e| SimulatorError::Failed {

@@ -92,6 +92,61 @@ pub fn episode_record(
     })
 }
 
+/// An episode that somebody else filmed, one frame per state: pictures of every camera of the scene at every frame.
+#[derive(Debug)]
+pub struct Filmed<'a> {
+    /// Part of the run, one tab in the viewer.
+    pub stage: &'a str,
+    /// Task id.
+    pub task: &'a str,
+    /// What the policy was told.
+    pub instruction: &'a str,
+    /// Number of the episode.
+    pub seed: u64,
+    /// Frames per second of simulated time.
+    pub frames_per_sec: f64,
+    /// The environment's verdict.
+    pub success: bool,
+    /// One per frame.
+    pub states: &'a [SceneState],
+    /// Per camera, in the order of the states': a picture per frame, upright.
+    pub pictures: Vec<Vec<RgbImage>>,
+    /// Lines for the card.
+    pub notes: Vec<(String, String)>,
+}
+
+impl Filmed<'_> {
+    /// As the recorder takes it.
+    pub fn record(self) -> EpisodeRecord {
+        let steps = self.states.len().saturating_sub(1);
+        let mut rewards = vec![0.0; steps];
+        if let (true, Some(last)) = (self.success, rewards.last_mut()) {
+            *last = 1.0;
+        }
+        let opening = self.states.iter().map(|s| s.finger_opening_m as f32).collect();
+        EpisodeRecord {
+            stage: self.stage.into(),
+            name: task_title(self.task),
+            instruction: self.instruction.into(),
+            seed: self.seed,
+            update: 0,
+            control_hz: self.frames_per_sec,
+            success: self.success,
+            plans: Vec::new(),
+            gripper: self.states.iter().map(|s| pose(&s.gripper)).collect(),
+            rewards,
+            progress: None,
+            signals: vec![Signal { name: "gripper_opening_m".into(), values: opening }],
+            scene: scene(self.states),
+            cameras: cameras(
+                self.states,
+                self.pictures.into_iter().map(|frames| frames.into_iter().enumerate().collect()).collect(),
+            ),
+            notes: self.notes,
+        }
+    }
+}
+
 /// A row of frames of the first camera.
 ///
 /// # Errors

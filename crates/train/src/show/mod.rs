@@ -8,7 +8,7 @@ use efference_envs::libero::suite::{Suite, language};
 pub mod episode;
 pub mod report;
 
-pub use episode::{Label, episode_record, strip};
+pub use episode::{Filmed, Label, episode_record, strip};
 pub use report::report;
 
 /// What can go wrong on the way to a picture. None of it needs to stop a run.

@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// How pictures are drawn: as LIBERO does, or without effects and with fewer triangles
     #[arg(long, value_enum, default_value_t = Quality::Faithful)]
     profile: Quality,
-    /// Keep pictures of the first N episodes of each task
+    /// Record the first N episodes of each task: a filmstrip each, and all in OUT/recording.rrd
     #[arg(long, value_name = "N", default_value_t = 0)]
     record: usize,
     /// Every simulator in a process of its own: a crash or a hang costs one episode
@@ -133,7 +133,9 @@ impl ImagesArg {
 }
 
 /// Between two pictures of a recorded episode, control steps.
-const RECORD_EVERY: usize = 10;
+const RECORD_EVERY: usize = 5;
+/// LIBERO's control steps per second.
+const CONTROL_HZ: f64 = 20.0;
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let protocol = protocol(args)?;
@@ -195,7 +197,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             Box::new(Native::new(Arc::clone(&packs), options))
         }
     };
-    let album = pictures::Album::new(&out);
+    let album = pictures::Album::new(&out, &args.suite, &tasks, &args.policy, CONTROL_HZ);
     let hooks = Hooks {
         simulator: &simulator,
         on_line: &|line| {
@@ -207,7 +209,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             }
             reporting.report(&Event::Progress { done: count.fetch_add(1, Ordering::SeqCst) + 1 });
         },
-        on_recording: &|place, outcome, recording| album.keep(place, outcome, &recording),
+        on_recording: &|place, outcome, recording| album.keep(place, outcome, recording),
         stop: &|| stop.requested(),
     };
     notes.extend(evaluate(&evaluation, &*player.source, &mut journal, &hooks)?);
