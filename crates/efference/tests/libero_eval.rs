@@ -362,6 +362,13 @@ fn the_expert_solves_its_task_and_is_recorded() {
     let picture = desk.dir.path().join("out/pictures/task07_episode00_success.png");
     let bytes = fs::read(picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 50_000, "{} bytes", bytes.len());
+    // A picture every fifth of some eighty control steps, from both cameras.
+    let contents = efference_viz::contents(&desk.dir.path().join("out/recording.rrd")).unwrap();
+    let entities = contents.values().next().unwrap();
+    for camera in ["agentview", "wrist"] {
+        let pictures = entities.iter().filter(|(path, _)| path.contains(camera)).map(|(_, rows)| *rows);
+        assert!(pictures.max().unwrap_or(0) > 10, "{camera}: {contents:?}");
+    }
     let isolated = ["--task", "7", "--episodes", "1", "--isolate", "--resume"];
     refuses(&desk.run("expert", &isolated), 2, &["the expert reads the simulator's state"]);
 }
