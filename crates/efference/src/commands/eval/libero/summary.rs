@@ -125,7 +125,7 @@ impl Report {
         for row in &self.tasks {
             let mut remark = short(&row.instruction, 60);
             if row.errors > 0 {
-                remark = format!("{} errors; {remark}", row.errors);
+                remark = format!("{}; {remark}", text::count(row.errors as usize, "error"));
             }
             rows.push(vec![
                 row.task.to_string(),
