@@ -14,9 +14,19 @@ const FIRST_STEPS: usize = 20;
 const FIRST: f64 = 1e-10;
 /// The hand in whole runs in which a held object makes everything chaotic.
 const HAND: f64 = 5e-3;
+/// Runs from MuJoCo 3.3.6 on in which no free object is held: whole runs agree there too. The microwave's door of Long 9
+/// is pushed, which leaves a little more.
+const NOTHING_HELD: [(&str, f64); 6] = [
+    ("libero_goal_0", 1e-8),
+    ("libero_goal_7", 1e-8),
+    ("libero_10_2", 1e-8),
+    ("libero_90_0", 1e-8),
+    ("libero_90_39", 1e-8),
+    ("libero_10_9", 1e-6),
+];
 /// Largest difference after one control step from the recorded state: arm, objects. Even one step of a held object is
-/// chaotic.
-const ONE_STEP: [f64; 2] = [3e-6, 1e-3];
+/// chaotic; 6e-4 was the largest with other programs, to one digit.
+const ONE_STEP: [f64; 2] = [3e-6, 6.5e-4];
 
 /// Why a replay fails; or an error of the replay itself.
 enum Stop {
@@ -174,6 +184,9 @@ fn facts(sim: &LiberoSim, facts: &[Vec<String>]) -> Result<Vec<bool>> {
 fn trajectory(mut sim: LiberoSim, recorded: &Trajectory) -> Replay {
     let strict = sim.options().order == SubstepOrder::Exact && passes_count();
     let sure = strict || !passes_count();
+    let id = sim.pack().id();
+    let free = NOTHING_HELD.iter().find(|(run, _)| !passes_count() && *run == id);
+    let later = free.map_or(f64::INFINITY, |(_, bound)| *bound);
     start(&mut sim, recorded)?;
     let (mut worst, mut mismatches): (f64, usize) = (0.0, 0);
     for (i, action) in recorded.actions.iter().enumerate() {
@@ -187,7 +200,7 @@ fn trajectory(mut sim: LiberoSim, recorded: &Trajectory) -> Replay {
         let tolerance = match (strict, sure && i < FIRST_STEPS) {
             (true, _) => WHOLE_RUN,
             (false, true) => FIRST,
-            (false, false) => f64::INFINITY,
+            (false, false) => later,
         };
         close(n, "qpos", sim.qpos(), &recorded.qpos[i], tolerance)?;
         close(n, "time", &[sim.time_secs()], &recorded.time[i..=i], 1e-12)?;
