@@ -8,6 +8,7 @@ pub mod atomic;
 pub mod codec;
 pub mod episode;
 mod error;
+pub mod flow;
 pub mod libero;
 pub mod robomimic;
 pub mod store;

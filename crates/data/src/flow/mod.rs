@@ -1,0 +1,5 @@
+//! Sets of object flows in the manner of ManiFlow: what a scene looks like, what was asked, how the object moved.
+
+mod episode;
+
+pub use episode::{FlowEpisode, FlowSource};

@@ -1,0 +1,16 @@
+//! Cameras, rigid motions and 3D flow: the geometry between a picture and a plan.
+//!
+//! - [`Camera`]: a pinhole camera with a place in the world; conventions of other worlds are converted on the way in.
+//! - [`Flow3d`]: where the points of an object are, frame by frame, and whether the camera sees them.
+//!
+//! Metres, radians, pixels; f64; right-handed frames. A pose is an [`nalgebra::Isometry3`] and is named
+//! `target_from_source`: it maps coordinates in the source frame to the target frame.
+
+mod camera;
+mod error;
+mod flow;
+
+pub use camera::{Camera, CameraAxes, Intrinsics};
+pub use error::{Error, Result};
+pub use flow::{Flow3d, Frame};
+pub use nalgebra::{Isometry3, Point3, UnitQuaternion, Vector3};
