@@ -53,6 +53,35 @@ impl Model {
         set_light_specular: [f32; 3], light_specular of nlight;
     }
 
+    /// Size of a sphere, capsule, cylinder or box in metres, as [`Model::geom_size`]. Inertia is not recomputed, nor the
+    /// tree of boxes with which MuJoCo sorts out a body's many geoms: scenes whose colliding geoms change their size
+    /// switch that off, `<flag midphase="disable"/>`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for another kind of geom, or a size that is not positive and finite.
+    pub fn set_geom_size(&mut self, geom: usize, size: [f64; 3]) -> Result<()> {
+        let [a, b, c] = size;
+        let (used, bound, half) = match self.geom_type(geom) {
+            2 => (1, a, [a; 3]),
+            3 => (2, a + b, [a, a, a + b]),
+            5 => (2, a.hypot(b), [a, a, b]),
+            6 => (3, a.hypot(b).hypot(c), size),
+            other => {
+                let expected = "a sphere, capsule, cylinder or box";
+                return Err(Error::Value { what: "geom to resize", expected, got: format!("type {other}") });
+            }
+        };
+        if !size[..used].iter().all(|s| *s > 0.0 && s.is_finite()) {
+            let expected = "positive numbers of metres";
+            return Err(Error::Value { what: "geom size", expected, got: format!("{size:?}") });
+        }
+        let [x, y, z] = half;
+        self.write(self.view.geom_size, self.view.ngeom, geom, size);
+        self.write(self.view.geom_aabb, self.view.ngeom, geom, [0.0, 0.0, 0.0, x, y, z]);
+        self.write(self.view.geom_rbound, self.view.ngeom, geom, [bound]);
+        Ok(())
+    }
+
     /// Vertical field of view of a camera in degrees, between 0 and 180.
     ///
     /// # Errors

@@ -79,6 +79,8 @@ pub struct ModelView {
     pub body_quat: *mut c_double,
     pub body_subtreemass: *mut c_double,
     pub geom_size: *mut c_double,
+    pub geom_aabb: *mut c_double,
+    pub geom_rbound: *mut c_double,
     pub geom_friction: *mut c_double,
     pub geom_pos: *mut c_double,
     pub geom_quat: *mut c_double,
@@ -229,6 +231,16 @@ unsafe extern "C" {
     pub fn em_kinematics(m: *const RawModel, d: *mut RawData) -> c_int;
     pub fn em_state_get(m: *const RawModel, d: *const RawData, out: *mut c_double) -> c_int;
     pub fn em_state_set(m: *const RawModel, d: *mut RawData, state: *const c_double) -> c_int;
+    pub fn em_ray(
+        m: *const RawModel,
+        d: *const RawData,
+        from: *const c_double,
+        along: *const c_double,
+        groups: *const c_uchar,
+        body_excluded: c_int,
+        distance: *mut c_double,
+        geom: *mut c_int,
+    ) -> c_int;
     pub fn em_jac_site(
         m: *const RawModel,
         d: *mut RawData,
