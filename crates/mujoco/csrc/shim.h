@@ -30,7 +30,7 @@ typedef struct {
   double *cam_pos, *cam_quat, *cam_fovy, *light_pos, *light_dir;
   float *geom_rgba, *site_rgba, *mat_rgba, *light_ambient, *light_diffuse, *light_specular;
   float *head_ambient, *head_diffuse, *head_specular;
-  unsigned char *light_active, *light_castshadow;
+  unsigned char *light_active, *light_castshadow, *geom_sameframe, *site_sameframe;
 } em_model_view;
 
 typedef struct {

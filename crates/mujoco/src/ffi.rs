@@ -102,6 +102,8 @@ pub struct ModelView {
     pub head_specular: *mut f32,
     pub light_active: *mut c_uchar,
     pub light_castshadow: *mut c_uchar,
+    pub geom_sameframe: *mut c_uchar,
+    pub site_sameframe: *mut c_uchar,
 }
 
 #[repr(C)]

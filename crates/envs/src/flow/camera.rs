@@ -26,7 +26,7 @@ impl Place {
             _ => rng.random_range(-60.0..=60.0),
         };
         let elevation_deg: f64 = rng.random_range(24.0..=50.0);
-        let distance_m: f64 = rng.random_range(0.72..=0.98);
+        let distance_m: f64 = rng.random_range(0.56..=0.80);
         let fovy_deg = rng.random_range(38.0..=48.0);
         // Between object and target.
         let middle = 0.5 * (layout.object.translation.vector + layout.target.translation.vector);

@@ -280,7 +280,7 @@ impl FlowEnv {
         let points: Vec<_> = points.iter().map(|p| object * p).collect();
         // Much of a drawer's surface is inside.
         let enough = if motion::slides(self.task()) { 0.12 } else { 0.25 };
-        let above = self.layout.target.translation.vector + nalgebra::Vector3::new(0.0, 0.0, 0.12);
+        let ends: Vec<Point3<f64>> = self.layout.ends();
         let mut best: Option<(f64, camera::Place)> = None;
         for attempt in 0..CAMERA_ATTEMPTS {
             let place = self.layout.camera(attempt);
@@ -296,8 +296,7 @@ impl FlowEnv {
             for point in &points {
                 seen += usize::from(inside(point) && sees(&self.data, &eye, point)?);
             }
-            let framed = points.iter().all(inside)
-                && [self.layout.target.translation.vector, above].iter().all(|p| inside(&Point3::from(*p)));
+            let framed = points.iter().all(inside) && ends.iter().all(inside);
             let share = seen as f64 / points.len().max(1) as f64 - if framed { 0.0 } else { 1.0 };
             if best.as_ref().is_none_or(|(most, _)| share > *most) {
                 best = Some((share, place));

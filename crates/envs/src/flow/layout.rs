@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use efference_geometry::{Isometry3, UnitQuaternion, Vector3};
+use efference_geometry::{Isometry3, Point3, UnitQuaternion, Vector3};
 use nalgebra::{Translation3, Vector2};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -197,6 +197,25 @@ impl Layout {
         let rng = &mut ChaCha8Rng::seed_from_u64(self.look);
         rng.set_stream(1 + attempt);
         camera::Place::sample(self, rng)
+    }
+
+    /// Points around which the object will end, world frame: what a picture should have room for.
+    pub(crate) fn ends(&self) -> Vec<Point3<f64>> {
+        let at = |x: f64, y: f64, z: f64| self.target * Point3::new(x, y, z);
+        match self.sizes {
+            Sizes::Pour { .. } => {
+                let up = if self.object.translation.y < self.target.translation.y { -0.13 } else { 0.13 };
+                vec![at(0.0, 0.0, 0.0), at(0.0, 0.08, 0.05), at(0.0, -0.08, 0.05), at(0.0, up, 0.20)]
+            }
+            Sizes::Insert { half_length_m, .. } => vec![at(0.0, 0.0, 0.0), at(0.0, 0.0, 2.4 * half_length_m)],
+            Sizes::Hang { peg_height_m, peg_length_m, .. } => vec![
+                at(0.0, 0.0, 0.0),
+                at(0.0, 0.0, peg_height_m + 0.02),
+                at(peg_length_m, 0.0, peg_height_m + 0.04),
+            ],
+            Sizes::Drawer { .. } => vec![at(0.07, -0.24, 0.0), at(-0.07, -0.24, 0.0), at(0.0, 0.07, 0.1)],
+            Sizes::Push { .. } => vec![at(0.06, 0.0, 0.0), at(-0.06, 0.0, 0.0)],
+        }
     }
 
     /// World from the bystander, by its size.

@@ -81,6 +81,28 @@ impl Probe {
         Ok(())
     }
 
+    /// Puts the arm where the gripper has this pose (as [`FlowEnv::grip_pose`]), from its comfortable posture, with the
+    /// fingers at this distance from the middle. Returns what is left of the way, metres and radians added up: tiny when
+    /// the pose is in reach. The joints are then [`Probe::placed_joints`].
+    ///
+    /// # Errors
+    /// [`Error::Option`] for numbers that are not finite.
+    pub fn reach(&mut self, world_from_grip: &Isometry3<f64>, finger_m: f64) -> Result<f64> {
+        if !world_from_grip.to_homogeneous().iter().chain([&finger_m]).all(|x| x.is_finite()) {
+            let got = format!("{world_from_grip}, fingers {finger_m}");
+            return Err(Error::Option { field: "pose of the gripper", expected: "finite numbers", got });
+        }
+        let rotation = world_from_grip.rotation.to_rotation_matrix();
+        let at = world_from_grip.translation.vector.into();
+        self.scene.arm.pose(&mut self.data, at, &rotation, finger_m)
+    }
+
+    /// Joints of the arm as placed last, radians.
+    #[must_use]
+    pub fn placed_joints(&self) -> &[f64] {
+        &self.data.qpos()[..self.joints()]
+    }
+
     /// Puts the object somewhere; a drawer goes to the nearest place on its rails.
     ///
     /// # Errors

@@ -229,7 +229,10 @@ fn light(scene: &Scene, model: &mut Model, layout: &Layout) {
     let rng = &mut ChaCha8Rng::seed_from_u64(layout.look);
     let [key, fill] = scene.lights;
     let from: [f64; 2] = std::array::from_fn(|_| rng.random_range(-0.7..=0.7));
-    model.set_light_dir(key, Vector3::new(from[0], from[1], -1.1).normalize().into());
+    let along = Vector3::new(from[0], from[1], -1.1).normalize();
+    model.set_light_dir(key, along.into());
+    // Shadows are drawn around the light's place.
+    model.set_light_pos(key, (Vector3::new(0.0, 0.0, 0.1) - along * 1.6).into());
     let strength = rng.random_range(0.45..=0.75f32);
     let tint: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.90..=1.0));
     model.set_light_diffuse(key, tint.map(|t| t * strength));
