@@ -153,7 +153,7 @@ fn trial(env: &mut FlowEnv, seed: u64) -> Result<usize, String> {
         env.step(&action).map_err(|e| e.to_string())?;
     }
     if !env.grasped() {
-        return Err("not grasped".to_owned());
+        return Err(format!("not grasped: fingers {:.4?}, {:?}", env.fingers_m(), env.collision()));
     }
     let held = env.object_pose().inv_mul(&env.grip_pose());
     let last = motion.poses.len() as f64 - 1.0;
@@ -162,6 +162,17 @@ fn trial(env: &mut FlowEnv, seed: u64) -> Result<usize, String> {
         let goal = motion.at(t) * held;
         let (action, left) = towards(env, &goal, 0.6, 1.0);
         let outcome = env.step(&action).map_err(|e| e.to_string())?;
+        if std::env::var("FLOW_TRACE").is_ok() {
+            let slip = (env.grip_pose() * held.inverse()).inv_mul(&env.object_pose());
+            let c = env.collision();
+            println!(
+                "t {t:.2} left {left:.4} slip {:.4?} {:.3?} as {:.4} os {:.4}",
+                slip.translation.vector.as_slice(),
+                slip.rotation.scaled_axis().as_slice(),
+                c.arm_and_scene_m,
+                c.object_and_scene_m
+            );
+        }
         if outcome.success {
             return Ok(outcome.steps);
         }
@@ -191,11 +202,16 @@ fn both_arms_do_the_tasks_by_following_the_objects_motion() {
     let trials: usize = std::env::var("FLOW_TRIALS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let options = FlowOptions { max_steps: 300, ..FlowOptions::default() };
     let mut all = Vec::new();
+    let first: usize = std::env::var("FLOW_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let only = std::env::var("FLOW_ONLY").unwrap_or_default();
     for arm in ArmKind::ALL {
         for task in FlowTask::EXECUTED {
+            if !only.is_empty() && only != format!("{}/{}", arm.id(), task.id()) {
+                continue;
+            }
             let mut env = FlowEnv::new(task, arm, &options).unwrap();
             let (mut done, mut steps) = (0, 0);
-            for i in 0..trials {
+            for i in first..first + trials {
                 match trial(&mut env, eval_seed(i as u64)) {
                     Ok(n) => {
                         done += 1;

@@ -51,9 +51,9 @@ const PRETTY: &[u8] = include_bytes!("../../../../sims/tabletop/quality_pretty.x
 /// The tabletop's wrist bends one way only and stops after less than a turn, as its tasks need no more; grasps from the
 /// side and half turns do.
 const WIDER: [(&str, &str); 3] = [
-    (r#"name="joint5" axis="0 0 1" range="-2.6 2.6""#, r#"name="joint5" axis="0 0 1" range="-6.2 6.2""#),
+    (r#"name="joint5" axis="0 0 1" range="-2.6 2.6""#, r#"name="joint5" axis="0 0 1" range="-9 9""#),
     (r#"name="joint6" axis="0 1 0" range="-0.4 3.0""#, r#"name="joint6" axis="0 1 0" range="-2.2 2.6""#),
-    (r#"name="joint7" axis="0 0 1" range="-3.0 3.0""#, r#"name="joint7" axis="0 0 1" range="-6.2 6.2""#),
+    (r#"name="joint7" axis="0 0 1" range="-3.0 3.0""#, r#"name="joint7" axis="0 0 1" range="-9 9""#),
 ];
 
 const fn task_xml(task: FlowTask) -> &'static [u8] {
