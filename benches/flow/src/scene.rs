@@ -52,8 +52,10 @@ impl Scene {
             Point3::from(p)
         };
         let body: Vec<Point3<f64>> = (0..POINTS).map(|_| surface(&mut rng)).collect();
-        let object = Isometry3::translation(0.0, 0.0, 0.05) * Isometry3::new(noise(&mut rng, 0.15), Vector3::zeros());
-        let hand = object * Isometry3::new(Vector3::new(0.0, 0.0, half.z), noise(&mut rng, 0.3) + Vector3::x() * 3.0);
+        let object =
+            Isometry3::translation(0.0, 0.0, 0.05) * Isometry3::new(noise(&mut rng, 0.15), Vector3::zeros());
+        let hand = object
+            * Isometry3::new(Vector3::new(0.0, 0.0, half.z), noise(&mut rng, 0.3) + Vector3::x() * 3.0);
         let first: Vec<Point3<f64>> = body.iter().map(|p| object * p).collect();
         // Lifted, carried and tilted; every frame with 2 mm of noise, as a network's flow has.
         let (carry, tilt) = (noise(&mut rng, 0.2), noise(&mut rng, 0.8));
@@ -62,7 +64,10 @@ impl Scene {
             let s = t as f64 / FRAMES as f64;
             let shift = Vector3::new(carry.x * s, carry.y * s, 0.25 * (0.5 * std::f64::consts::PI * s).sin());
             let about = Isometry3::translation(centre.x, centre.y, centre.z);
-            Isometry3::new(shift, Vector3::zeros()) * about * Isometry3::new(Vector3::zeros(), tilt * s) * about.inverse()
+            Isometry3::new(shift, Vector3::zeros())
+                * about
+                * Isometry3::new(Vector3::zeros(), tilt * s)
+                * about.inverse()
         };
         let mut positions = first.clone();
         for t in 1..=FRAMES {
@@ -90,7 +95,14 @@ impl Scene {
             })
             .collect();
         let sdf = SdfGrid::new(LOW, HIGH, [NODES; 3], sdf_values.clone(), 0.0).unwrap();
-        Self { hand, keypoints: local(KEYPOINTS), collision_points: local(COLLISION_POINTS), targets, sdf, sdf_values }
+        Self {
+            hand,
+            keypoints: local(KEYPOINTS),
+            collision_points: local(COLLISION_POINTS),
+            targets,
+            sdf,
+            sdf_values,
+        }
     }
 
     pub fn bounds() -> PoseBounds {
