@@ -2,7 +2,8 @@
 
 use efference_geometry::{Camera, Point3};
 
-use crate::{FlowEpisode, RgbImage};
+use super::FlowEpisode;
+use crate::RgbImage;
 
 /// The present, as one camera sees it, and what is asked. Nothing of the future.
 #[derive(Clone, Debug, PartialEq)]
