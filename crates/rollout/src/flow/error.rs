@@ -29,6 +29,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A judge gave no verdict.
+    #[error("judge")]
+    Judge(#[from] super::JudgeError),
     /// A setting lies outside its range.
     #[error("`{setting}` is {value}; it must be {range}")]
     Setting {
