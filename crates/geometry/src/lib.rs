@@ -6,11 +6,17 @@
 //! Metres, radians, pixels; f64; right-handed frames. A pose is an [`nalgebra::Isometry3`] and is named
 //! `target_from_source`: it maps coordinates in the source frame to the target frame.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod camera;
 mod error;
 mod flow;
+pub mod metrics;
+mod pose;
+pub mod rigid;
 
 pub use camera::{Camera, CameraAxes, Intrinsics};
 pub use error::{Error, Result};
 pub use flow::{Flow3d, Frame};
 pub use nalgebra::{Isometry3, Point3, UnitQuaternion, Vector3};
+pub use pose::interpolate_isometry;
