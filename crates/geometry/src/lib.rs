@@ -11,6 +11,7 @@
 mod camera;
 mod error;
 mod flow;
+pub mod metrics;
 mod pose;
 pub mod rigid;
 

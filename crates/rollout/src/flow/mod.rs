@@ -1,0 +1,28 @@
+//! From a predicted 3D flow to a robot that makes it come true.
+//!
+//! - [`Predictor`]: says how the points of an object will move; a network, or [`OracleFlow`], or [`FrozenDepth`] around
+//!   another one (the 2D baseline).
+//! - [`draw_final`]: the picture of the state that a motion leads to.
+//! - [`Judge`]: whether that state is what was asked for: [`PredicateJudge`], [`LearnedJudge`], [`VlmJudge`].
+//! - [`propose`]: samples flows, rejects what is no rigid motion within the workspace, asks a judge, and says why what was
+//!   refused was refused.
+//! - [`grasp_candidates`]: where a parallel gripper can hold simple shapes.
+//!
+//! Source: 3DFlowAction (arXiv 2506.06199), sections on the closed loop and on action generation.
+
+mod closed_loop;
+mod error;
+mod grasp;
+mod judge;
+mod picture;
+mod predictor;
+
+pub use closed_loop::{Attempt, LoopOptions, Proposal, Rejection, Workspace, propose};
+pub use error::{Error, Result};
+pub use grasp::{Grasp, GraspShape, Gripper, grasp_candidates};
+pub use judge::{
+    Judge, JudgeError, JudgeQuestion, JudgeSample, JudgeTraining, LearnedJudge, PredicateJudge, TrainReport, Verdict,
+    VlmJudge, VlmOptions, train_judge,
+};
+pub use picture::{FinalPicture, draw_final};
+pub use predictor::{FrozenDepth, OracleFlow, Predictor};
