@@ -17,6 +17,7 @@
 mod block;
 mod code;
 mod config;
+pub mod conformance;
 mod modulation;
 mod net;
 mod picture;
