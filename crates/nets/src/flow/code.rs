@@ -169,6 +169,12 @@ impl QueryCode {
         self.present.len()
     }
 
+    /// The query points, world frame.
+    #[must_use]
+    pub fn present(&self) -> &[Point3<f64>] {
+        &self.present
+    }
+
     /// Forgets the instruction.
     pub fn drop_text(&mut self) {
         self.words = vec![super::text::NO_TEXT];

@@ -284,6 +284,12 @@ impl PointFlowNet {
         &self.config
     }
 
+    /// Where its weights live.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.words.device().clone()
+    }
+
     /// Everything that does not depend on the noise.
     ///
     /// # Errors
