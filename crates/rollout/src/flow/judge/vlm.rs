@@ -188,7 +188,8 @@ fn parse(text: &str) -> std::result::Result<Answer, Failure> {
         .or_else(|| content.strip_prefix("```"))
         .and_then(|rest| rest.strip_suffix("```"))
         .unwrap_or(content);
-    serde_json::from_str(inner.trim()).map_err(|e| Failure::Nonsense { why: e.to_string(), answer: quote(content) })
+    serde_json::from_str(inner.trim())
+        .map_err(|e| Failure::Nonsense { why: e.to_string(), answer: quote(content) })
 }
 
 fn quote(text: &str) -> String {
@@ -363,7 +364,10 @@ mod tests {
         let silent = fail(vec![Act::Hang, Act::Hang], 1);
         assert!(matches!(silent, JudgeError::Timeout { tries: 2, .. }), "{silent}");
         let nonsense = fail(vec![Act::Say(200, completion("no idea"))], 0);
-        assert!(matches!(&nonsense, JudgeError::Nonsense { answer, .. } if answer == "no idea"), "{nonsense}");
+        assert!(
+            matches!(&nonsense, JudgeError::Nonsense { answer, .. } if answer == "no idea"),
+            "{nonsense}"
+        );
         let server = fail(vec![Act::Say(503, "busy".into()), Act::Say(503, "busy".into())], 1);
         assert!(matches!(server, JudgeError::Status { status: 503, tries: 2, .. }), "{server}");
         // A refusal is not repeated: a second connection would hang this test.
@@ -371,7 +375,9 @@ mod tests {
         assert!(matches!(refused, JudgeError::Status { status: 401, tries: 1, .. }), "{refused}");
         // Nobody listens there any more.
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let Error::Judge(error) = ask(&mut judge(&format!("http://{closed}"), 0)).unwrap_err() else { panic!() };
+        let Error::Judge(error) = ask(&mut judge(&format!("http://{closed}"), 0)).unwrap_err() else {
+            panic!()
+        };
         assert!(matches!(error, JudgeError::Transport { .. } | JudgeError::Timeout { .. }), "{error}");
     }
 
