@@ -274,7 +274,7 @@ impl Executor<'_> {
         // Where the gripper would be if the object had not moved; what it holds may slip, so it is looked up again.
         let grasp = self.robot.grip();
         let mut anchor = grasp;
-        let (mut at, mut settled) = (0, 0);
+        let (mut at, mut settled) = (0_usize, 0_usize);
         for step in 0_usize.. {
             if step.is_multiple_of(self.options.chunk) {
                 let seen = self.robot.observe()?;

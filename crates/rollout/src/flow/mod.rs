@@ -20,6 +20,7 @@ mod judge;
 mod picture;
 mod plan;
 mod predictor;
+mod reward;
 mod robot;
 mod servo;
 
@@ -34,5 +35,6 @@ pub use judge::{
 pub use picture::{FinalPicture, draw_final};
 pub use plan::{Examined, GraspCheck, GraspPlan, NoGrasp, PlanOptions, plan_grasp};
 pub use predictor::{FrozenDepth, OracleFlow, Predictor};
+pub use reward::{FlowReward, FlowTracker};
 pub use robot::{Kinematics, Reached, Robot};
 pub use servo::{Pace, apart, densify, pose_at, servo};

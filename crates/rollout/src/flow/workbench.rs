@@ -18,22 +18,46 @@ const LONGEST_RAD: f64 = 0.3;
 /// Opening of both grippers, metres, and how far their tips stand out.
 const GRIPPER: Gripper = Gripper { opening_m: 0.09, tip_m: 0.011 };
 
-/// An environment and the points of its object that are watched (object's frame).
+/// Sees every control step of a trial: for recordings.
+pub trait Watcher {
+    /// This action is about to be executed in this state. Must not change the state.
+    ///
+    /// # Errors
+    /// Whatever the watcher cannot do; it ends the trial.
+    fn before(&mut self, env: &mut FlowEnv, action: &Action) -> Result<()>;
+
+    /// This came of it.
+    fn after(&mut self, outcome: &Outcome);
+}
+
+/// Watches nothing.
+impl Watcher for () {
+    fn before(&mut self, _: &mut FlowEnv, _: &Action) -> Result<()> {
+        Ok(())
+    }
+    fn after(&mut self, _: &Outcome) {}
+}
+
+/// An environment and the points of its object that are observed (object's frame).
 pub struct Workbench<'a> {
     env: &'a mut FlowEnv,
     points: Vec<Point3<f64>>,
+    watcher: &'a mut dyn Watcher,
 }
 
 impl<'a> Workbench<'a> {
-    /// Watches these points (object's frame), in this order.
-    pub fn new(env: &'a mut FlowEnv, points: Vec<Point3<f64>>) -> Self {
-        Self { env, points }
+    /// Observes these points (object's frame), in this order.
+    pub fn new(env: &'a mut FlowEnv, points: Vec<Point3<f64>>, watcher: &'a mut dyn Watcher) -> Self {
+        Self { env, points, watcher }
     }
 }
 
 impl Robot for Workbench<'_> {
     fn step(&mut self, action: &Action) -> Result<Outcome> {
-        Ok(self.env.step(action)?)
+        self.watcher.before(self.env, action)?;
+        let outcome = self.env.step(action)?;
+        self.watcher.after(&outcome);
+        Ok(outcome)
     }
 
     fn grip(&self) -> Isometry3<f64> {

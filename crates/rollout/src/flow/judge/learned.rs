@@ -183,7 +183,7 @@ fn fit(
             let ids = Tensor::new(ids, store.device())?;
             let (loss, grads) = ops::value_and_grad(|| {
                 let logits = network.forward(&pictures, &words)?;
-                Ok::<_, efference_nets::Error>(ops::cross_entropy(&logits, &ids, None)?)
+                Ok::<_, efference_nets::Error>(ops::cross_entropy(&logits, &ids, None)?.mean_all()?)
             })?;
             let mut grads = Grads::from_store(grads, store.trainable())?;
             clip_grad_norm(&mut grads, 1.0)?;

@@ -231,7 +231,7 @@ impl Judge for VlmJudge {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread::JoinHandle;
 
     use efference_geometry::Isometry3;
@@ -253,7 +253,7 @@ mod tests {
     }
 
     /// A server that goes through its acts, one per connection, and returns the bodies of the requests.
-    fn serve(acts: Vec<Act>) -> (String, JoinHandle<Vec<Value>>) {
+    fn serve(acts: Vec<Act>) -> (String, JoinHandle<(Vec<Value>, Vec<TcpStream>)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let server = std::thread::spawn(move || {
@@ -281,7 +281,8 @@ mod tests {
                     }
                 }
             }
-            bodies
+            // Those that hang stay open until the test is over.
+            (bodies, hanging)
         });
         (address, server)
     }
@@ -324,7 +325,7 @@ mod tests {
         ]);
         let verdict = ask(&mut judge(&address, 9)).unwrap();
         assert_eq!(verdict, Verdict { accept: false, score: 0.0, reason: "it hangs in the air".into() });
-        let bodies = server.join().unwrap();
+        let (bodies, _) = server.join().unwrap();
         assert_eq!(bodies.len(), 8);
         let text = bodies[0].pointer("/messages/1/content/0/text").unwrap().as_str().unwrap();
         assert!(text.contains("move the square to the right"));
