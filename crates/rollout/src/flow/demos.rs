@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use efference_data::{Episode, EpisodeMeta, Source as Origin, States};
+use efference_data::{Episode, EpisodeMeta, PROPRIO_DIM, Source as Origin, States};
 use efference_envs::flow::FlowEnv;
 use efference_envs::{Action, Env, Outcome, mujoco_version};
 
@@ -13,6 +13,8 @@ use super::{Result, System, Trial, watch_trial};
 struct Recorder {
     episode: Episode,
     states: States,
+    /// Before the next control step.
+    proprio: [f32; PROPRIO_DIM],
 }
 
 impl Watcher for Recorder {
@@ -22,13 +24,14 @@ impl Watcher for Recorder {
         }
         self.episode.frame_steps.push(self.episode.actions.len() as u32);
         self.states.values.extend_from_slice(env.snapshot().state());
-        self.episode.proprio.push(env.proprio());
+        self.episode.proprio.push(self.proprio);
         self.episode.actions.push(*action);
         Ok(())
     }
 
     fn after(&mut self, outcome: &Outcome) {
         self.episode.rewards.push(outcome.reward);
+        self.proprio = outcome.observation.proprio;
     }
 }
 
@@ -38,7 +41,7 @@ impl Watcher for Recorder {
 /// # Errors
 /// As [`super::run_trial`], or no offscreen rendering.
 pub fn demonstrate_flow(env: &mut FlowEnv, system: &System, seed: u64) -> Result<(Option<Episode>, Trial)> {
-    env.reset(seed)?;
+    let proprio = env.reset(seed)?.proprio;
     let spec = env.spec().clone();
     let mut extra = BTreeMap::new();
     extra.insert("arm".to_owned(), env.arm().id().to_owned());
@@ -61,7 +64,7 @@ pub fn demonstrate_flow(env: &mut FlowEnv, system: &System, seed: u64) -> Result
         states: None,
     };
     let width = env.snapshot().state().len();
-    let mut recorder = Recorder { episode, states: States { width, values: Vec::new() } };
+    let mut recorder = Recorder { episode, states: States { width, values: Vec::new() }, proprio };
     let trial = watch_trial(env, system, seed, &mut recorder)?;
     let mut episode = recorder.episode;
     episode.states = Some(recorder.states);

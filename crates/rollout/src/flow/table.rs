@@ -99,10 +99,12 @@ impl TrialJournal {
             }
             good += bytes.len() as u64;
             if number == 1 {
-                header = Some(serde_json::from_slice::<Header>(&bytes).map_err(|e| corrupt(1, e.to_string()))?);
+                header =
+                    Some(serde_json::from_slice::<Header>(&bytes).map_err(|e| corrupt(1, e.to_string()))?);
                 continue;
             }
-            let line: TrialLine = serde_json::from_slice(&bytes).map_err(|e| corrupt(number, e.to_string()))?;
+            let line: TrialLine =
+                serde_json::from_slice(&bytes).map_err(|e| corrupt(number, e.to_string()))?;
             done.insert(line.place.clone(), line);
         }
         let header = header.ok_or_else(|| corrupt(1, "there is no line with the settings".into()))?;

@@ -13,9 +13,9 @@ use super::plan::backed_out;
 use super::servo::servo;
 use super::workbench::{Watcher, Workbench, WorkbenchArm, releases};
 use super::{
-    Attempt, End, Event, ExecuteOptions, FrozenDepth, GraspCheck, GraspPlan, Judge, LearnedJudge, LoopOptions, NoGrasp,
-    OracleFlow, PlanOptions, PredicateJudge, Predictor, Proposal, Rejection, Result, Robot, Trace, VlmJudge, VlmOptions,
-    execute, plan_grasp, propose,
+    Attempt, End, Event, ExecuteOptions, FrozenDepth, GraspCheck, GraspPlan, Judge, LearnedJudge,
+    LoopOptions, NoGrasp, OracleFlow, PlanOptions, PredicateJudge, Predictor, Proposal, Rejection, Result,
+    Robot, Trace, VlmJudge, VlmOptions, execute, plan_grasp, propose,
 };
 use crate::seeds::{Purpose, seed_for};
 
@@ -162,7 +162,12 @@ pub fn run_trial(env: &mut FlowEnv, system: &System, seed: u64) -> Result<Trial>
 ///
 /// # Errors
 /// As [`run_trial`], and what the watcher reports.
-pub fn watch_trial(env: &mut FlowEnv, system: &System, seed: u64, watcher: &mut dyn Watcher) -> Result<Trial> {
+pub fn watch_trial(
+    env: &mut FlowEnv,
+    system: &System,
+    seed: u64,
+    watcher: &mut dyn Watcher,
+) -> Result<Trial> {
     let begun = Instant::now();
     env.reset(seed)?;
     let mut trial = Trial {
@@ -259,7 +264,9 @@ fn ask(env: &FlowEnv, system: &System, query: &FlowQuery, mask: &[bool], seed: u
     match &system.source {
         Source::Oracle => {
             let samples = system.propose.samples as u64;
-            let motions = (0..samples).map(|k| Ok(env.motion(seed.wrapping_add(k))?.poses)).collect::<Result<Vec<_>>>()?;
+            let motions = (0..samples)
+                .map(|k| Ok(env.motion(seed.wrapping_add(k))?.poses))
+                .collect::<Result<Vec<_>>>()?;
             let motion = move |s: u64| Ok(motions[s.wrapping_sub(seed) as usize % motions.len()].clone());
             propose(query, mask, &OracleFlow::new(motion), judge, &system.propose, seed)
         }
@@ -295,8 +302,13 @@ fn carry_out(
         break;
     }
     let (Some(chosen), Some(Ok(plan))) = (round.chosen, &round.grasp) else {
-        let why: Vec<String> =
-            round.proposal.attempts.iter().filter_map(|a| a.rejection.as_ref()).map(ToString::to_string).collect();
+        let why: Vec<String> = round
+            .proposal
+            .attempts
+            .iter()
+            .filter_map(|a| a.rejection.as_ref())
+            .map(ToString::to_string)
+            .collect();
         trial.report.refused = Some(why.join("; "));
         return Ok(false);
     };
@@ -306,7 +318,8 @@ fn carry_out(
         trial.report.rigid_rms_m = fit.worst_rms_m();
     }
     let mut bench = Workbench::new(env, points.to_vec(), watcher);
-    let end = execute(&mut bench, &round.query.points, fit, plan, release, &system.execute, &mut trial.trace)?;
+    let end =
+        execute(&mut bench, &round.query.points, fit, plan, release, &system.execute, &mut trial.trace)?;
     round.end = Some(end);
     trial.report.end = Some(end);
     if end == End::Over {
@@ -339,7 +352,8 @@ pub fn tell(trial: &Trial) -> Vec<String> {
         lines.push(format!("round {}: \"{}\"", n + 1, round.query.instruction));
         for (i, attempt) in round.proposal.attempts.iter().enumerate() {
             let rms = 1000.0 * attempt.fit.worst_rms_m();
-            let verdict = attempt.verdict.as_ref().map(|v| format!(", judge: {}", v.reason)).unwrap_or_default();
+            let verdict =
+                attempt.verdict.as_ref().map(|v| format!(", judge: {}", v.reason)).unwrap_or_default();
             let fate = match &attempt.rejection {
                 Some(why) => format!("rejected, {why}"),
                 None if round.chosen == Some(i) => "executed".into(),
@@ -350,7 +364,11 @@ pub fn tell(trial: &Trial) -> Vec<String> {
         match &round.grasp {
             Some(Ok(plan)) => {
                 let bad = plan.examined.iter().filter(|e| e.check != GraspCheck::Good).count();
-                lines.push(format!("  grasp {} of those examined serves, {:.1} cm wide", bad + 1, 100.0 * plan.grasp.width_m));
+                lines.push(format!(
+                    "  grasp {} of those examined serves, {:.1} cm wide",
+                    bad + 1,
+                    100.0 * plan.grasp.width_m
+                ));
             }
             Some(Err(none)) => lines.push(format!("  {none}")),
             None => lines.push("  nothing to execute".into()),
@@ -359,7 +377,9 @@ pub fn tell(trial: &Trial) -> Vec<String> {
     for (step, event) in &trial.trace.events {
         let what = match event {
             Event::AtStandOff => "before the object".into(),
-            Event::Closed { opening_m } => format!("fingers closed, {:.1} mm between them", 1000.0 * opening_m),
+            Event::Closed { opening_m } => {
+                format!("fingers closed, {:.1} mm between them", 1000.0 * opening_m)
+            }
             Event::Missed => "nothing between the fingers".into(),
             Event::Looked { progress, deviation_m } => {
                 format!("{:.0}% of the way, {:.1} mm off the flow", 100.0 * progress, 1000.0 * deviation_m)
