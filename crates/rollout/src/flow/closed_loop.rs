@@ -213,10 +213,8 @@ pub fn propose(
     if flows.len() != options.samples {
         return Err(Error::Answer { why: format!("{} flows instead of {}", flows.len(), options.samples) });
     }
-    let mut attempts = flows
-        .into_iter()
-        .map(|flow| examine(query, flow, options))
-        .collect::<Result<Vec<Attempt>>>()?;
+    let mut attempts =
+        flows.into_iter().map(|flow| examine(query, flow, options)).collect::<Result<Vec<Attempt>>>()?;
     let mut accepted = Vec::new();
     let mut broken: Option<String> = None;
     for i in by_agreement(&attempts) {

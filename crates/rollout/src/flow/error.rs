@@ -32,6 +32,9 @@ pub enum Error {
     /// A judge gave no verdict.
     #[error("judge")]
     Judge(#[from] super::JudgeError),
+    /// The journal of a table cannot be written.
+    #[error("journal")]
+    Journal(#[source] Box<crate::libero::JournalError>),
     /// A setting lies outside its range.
     #[error("`{setting}` is {value}; it must be {range}")]
     Setting {

@@ -128,7 +128,10 @@ impl Maker<'_> {
 
     fn cuboid(&mut self, half: [f64; 3]) {
         let axis = |i: usize| Vector3::ith(i, 1.0);
-        for closing in (0..3).filter(|&c| self.fits(2.0 * half[c])) {
+        for closing in 0..3 {
+            if !self.fits(2.0 * half[closing]) {
+                continue;
+            }
             for along in (0..3).filter(|&a| a != closing) {
                 let across = 3 - closing - along;
                 // Thin bars are held in the middle, tall things below their edge.
@@ -199,9 +202,7 @@ mod tests {
     fn inside(shape: &GraspShape, p: &Vector3<f64>) -> f64 {
         match *shape {
             GraspShape::Box { half_m } => (0..3).map(|i| half_m[i] - p[i].abs()).fold(f64::MAX, f64::min),
-            GraspShape::Cylinder { radius_m, half_m } => {
-                (radius_m - p.xy().norm()).min(half_m - p.z.abs())
-            }
+            GraspShape::Cylinder { radius_m, half_m } => (radius_m - p.xy().norm()).min(half_m - p.z.abs()),
             GraspShape::Rim { radius_m, wall_m, depth_m } => {
                 (wall_m / 2.0 - (p.xy().norm() - radius_m).abs()).min(-p.z).min(p.z + depth_m)
             }

@@ -170,7 +170,8 @@ pub(crate) mod tests {
         // Eight pixels to the right at 0.5 m.
         let shift = 8.0 * 0.5 / query.camera.intrinsics.fx;
         let picture = draw_final(&query, &mask, &Isometry3::translation(shift, 0.0, 0.0)).unwrap();
-        let at = |x: usize, y: usize| (picture.rgb.get_pixel(x as u32, y as u32).0, picture.depth_m[y * 32 + x]);
+        let at =
+            |x: usize, y: usize| (picture.rgb.get_pixel(x as u32, y as u32).0, picture.depth_m[y * 32 + x]);
         assert_eq!(at(24, 16), ([200, 10, 10], 0.5));
         assert_eq!(at(14, 16), ([90, 90, 90], 1.0));
         let share = picture.moved_share() * 1024.0;

@@ -27,6 +27,12 @@ impl<P: Predictor + ?Sized> Predictor for Box<P> {
     }
 }
 
+impl<P: Predictor + ?Sized> Predictor for std::sync::Arc<P> {
+    fn predict(&self, query: &FlowQuery, samples: usize, seed: u64) -> Result<Vec<Flow3d>> {
+        (**self).predict(query, samples, seed)
+    }
+}
+
 /// Finite points, at least one.
 ///
 /// # Errors

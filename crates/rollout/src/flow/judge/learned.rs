@@ -6,8 +6,8 @@ use candle_core::{D, Tensor};
 use efference_geometry::Camera;
 use efference_nets::ParamStore;
 use efference_ops::{self as ops, AdamW, AdamWConfig, Grads, ParamGroup, Schedule, clip_grad_norm};
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,8 @@ fn encode(picture: &FinalPicture, camera: &Camera) -> Option<Vec<u8>> {
         let (x, y) = ((cell % SIDE) * w / SIDE, (cell / SIDE) * h / SIDE);
         let i = y * w + x;
         let colour = picture.rgb.get_pixel(x as u32, y as u32).0;
-        let near = place(i).map_or([0.0; 3], |p| (p.coords - middle).map(|v| (v / REACH_M).clamp(-1.0, 1.0)).into());
+        let near =
+            place(i).map_or([0.0; 3], |p| (p.coords - middle).map(|v| (v / REACH_M).clamp(-1.0, 1.0)).into());
         for c in 0..3 {
             out[c * SIDE * SIDE + cell] = colour[c];
             out[(3 + c) * SIDE * SIDE + cell] = (127.5 + 127.5 * near[c]).round() as u8;
@@ -182,7 +183,7 @@ fn fit(
             let ids = Tensor::new(ids, store.device())?;
             let (loss, grads) = ops::value_and_grad(|| {
                 let logits = network.forward(&pictures, &words)?;
-                Ok::<_, efference_nets::Error>(ops::cross_entropy(&logits, &ids, None)?)
+                Ok::<_, efference_nets::Error>(ops::cross_entropy(&logits, &ids, None)?.mean_all()?)
             })?;
             let mut grads = Grads::from_store(grads, store.trainable())?;
             clip_grad_norm(&mut grads, 1.0)?;
@@ -250,6 +251,18 @@ impl LearnedJudge {
 
 impl Judge for LearnedJudge {
     fn judge(&mut self, question: &JudgeQuestion<'_>) -> Result<Verdict> {
+        let mut shared: &Self = self;
+        shared.judge(question)
+    }
+
+    fn name(&self) -> &'static str {
+        "learned"
+    }
+}
+
+/// Many threads may ask one judge.
+impl Judge for &LearnedJudge {
+    fn judge(&mut self, question: &JudgeQuestion<'_>) -> Result<Verdict> {
         let Some(picture) = encode(question.picture, question.camera) else {
             let reason = "the object is not seen in the final state".into();
             return Ok(Verdict { accept: false, score: 0.0, reason });
@@ -311,7 +324,8 @@ mod tests {
     fn training_is_reproducible_and_bad_options_are_refused() {
         let samples = samples(24);
         let options = JudgeTraining { epochs: 1, held_out: 0.2, ..JudgeTraining::default() };
-        let bytes = |options: &JudgeTraining| train_judge(&samples, options).unwrap().0.store.to_bytes().unwrap();
+        let bytes =
+            |options: &JudgeTraining| train_judge(&samples, options).unwrap().0.store.to_bytes().unwrap();
         assert!(bytes(&options) == bytes(&options));
         assert!(bytes(&options) != bytes(&JudgeTraining { seed: 1, ..options }));
         for bad in [
@@ -332,8 +346,9 @@ mod tests {
         let (store, network) = fresh(0).unwrap();
         let mut judge = LearnedJudge { store, network, threshold: 0.0 };
         let camera = &query.camera;
-        let verdict =
-            judge.judge(&JudgeQuestion { instruction: "x", picture: &picture, camera, motion: &motion }).unwrap();
+        let verdict = judge
+            .judge(&JudgeQuestion { instruction: "x", picture: &picture, camera, motion: &motion })
+            .unwrap();
         assert!(!verdict.accept);
     }
 }

@@ -38,7 +38,7 @@ pub struct Verdict {
 }
 
 /// Says whether a plan does what was asked.
-pub trait Judge: Send {
+pub trait Judge {
     /// Looks at one plan.
     ///
     /// # Errors
@@ -91,7 +91,9 @@ pub enum JudgeError {
         tries: usize,
     },
     /// The answer is none.
-    #[error("the answer is not {{\"accept\": true or false, \"reason\": \"..\"}}: {why}; it begins with `{answer}` ({tries} tries)")]
+    #[error(
+        "the answer is not {{\"accept\": true or false, \"reason\": \"..\"}}: {why}; it begins with `{answer}` ({tries} tries)"
+    )]
     Nonsense {
         /// What is wrong.
         why: String,

@@ -103,7 +103,8 @@ impl Network {
 /// A batch of stored pictures (bytes, 0 to 255 for -1 to 1) and instructions as tensors.
 pub(super) fn batch(pictures: &[&[u8]], instructions: &[&str]) -> Result<[Tensor; 2]> {
     let n = pictures.len();
-    let values: Vec<f32> = pictures.iter().flat_map(|p| p.iter().map(|&b| f32::from(b) / 127.5 - 1.0)).collect();
+    let values: Vec<f32> =
+        pictures.iter().flat_map(|p| p.iter().map(|&b| f32::from(b) / 127.5 - 1.0)).collect();
     let pictures = Tensor::from_vec(values, (n, CHANNELS, SIDE, SIDE), &Device::Cpu)?;
     let words: Vec<f32> = instructions.iter().flat_map(|text| word_shares(text)).collect();
     Ok([pictures, Tensor::from_vec(words, (n, BUCKETS), &Device::Cpu)?])
@@ -111,15 +112,14 @@ pub(super) fn batch(pictures: &[&[u8]], instructions: &[&str]) -> Result<[Tensor
 
 /// How much of a text falls into each bucket; sums to 1 unless there are no words.
 fn word_shares(text: &str) -> Vec<f32> {
-    let words: Vec<String> = text
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|w| !w.is_empty())
-        .map(str::to_lowercase)
-        .collect();
+    let words: Vec<String> =
+        text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
     let mut shares = vec![0.0; BUCKETS];
     for word in &words {
         // FNV-1a: stable across platforms and versions.
-        let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let hash = word
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         shares[(hash % BUCKETS as u64) as usize] += 1.0 / words.len() as f32;
     }
     shares

@@ -10,14 +10,14 @@ pub struct PredicateJudge<F> {
     holds: F,
 }
 
-impl<F: FnMut(&Isometry3<f64>) -> bool + Send> PredicateJudge<F> {
+impl<F: FnMut(&Isometry3<f64>) -> bool> PredicateJudge<F> {
     /// `holds` says whether the task would be done after this motion of the object (present to end, world frame).
     pub fn new(holds: F) -> Self {
         Self { holds }
     }
 }
 
-impl<F: FnMut(&Isometry3<f64>) -> bool + Send> Judge for PredicateJudge<F> {
+impl<F: FnMut(&Isometry3<f64>) -> bool> Judge for PredicateJudge<F> {
     fn judge(&mut self, question: &JudgeQuestion<'_>) -> Result<Verdict> {
         let accept = (self.holds)(question.motion);
         let reason = if accept { "the goal holds there" } else { "the goal does not hold there" };

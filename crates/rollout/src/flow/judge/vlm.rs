@@ -188,7 +188,8 @@ fn parse(text: &str) -> std::result::Result<Answer, Failure> {
         .or_else(|| content.strip_prefix("```"))
         .and_then(|rest| rest.strip_suffix("```"))
         .unwrap_or(content);
-    serde_json::from_str(inner.trim()).map_err(|e| Failure::Nonsense { why: e.to_string(), answer: quote(content) })
+    serde_json::from_str(inner.trim())
+        .map_err(|e| Failure::Nonsense { why: e.to_string(), answer: quote(content) })
 }
 
 fn quote(text: &str) -> String {
@@ -230,7 +231,7 @@ impl Judge for VlmJudge {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread::JoinHandle;
 
     use efference_geometry::Isometry3;
@@ -252,7 +253,7 @@ mod tests {
     }
 
     /// A server that goes through its acts, one per connection, and returns the bodies of the requests.
-    fn serve(acts: Vec<Act>) -> (String, JoinHandle<Vec<Value>>) {
+    fn serve(acts: Vec<Act>) -> (String, JoinHandle<(Vec<Value>, Vec<TcpStream>)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let server = std::thread::spawn(move || {
@@ -280,7 +281,8 @@ mod tests {
                     }
                 }
             }
-            bodies
+            // Those that hang stay open until the test is over.
+            (bodies, hanging)
         });
         (address, server)
     }
@@ -323,7 +325,7 @@ mod tests {
         ]);
         let verdict = ask(&mut judge(&address, 9)).unwrap();
         assert_eq!(verdict, Verdict { accept: false, score: 0.0, reason: "it hangs in the air".into() });
-        let bodies = server.join().unwrap();
+        let (bodies, _) = server.join().unwrap();
         assert_eq!(bodies.len(), 8);
         let text = bodies[0].pointer("/messages/1/content/0/text").unwrap().as_str().unwrap();
         assert!(text.contains("move the square to the right"));
@@ -363,7 +365,10 @@ mod tests {
         let silent = fail(vec![Act::Hang, Act::Hang], 1);
         assert!(matches!(silent, JudgeError::Timeout { tries: 2, .. }), "{silent}");
         let nonsense = fail(vec![Act::Say(200, completion("no idea"))], 0);
-        assert!(matches!(&nonsense, JudgeError::Nonsense { answer, .. } if answer == "no idea"), "{nonsense}");
+        assert!(
+            matches!(&nonsense, JudgeError::Nonsense { answer, .. } if answer == "no idea"),
+            "{nonsense}"
+        );
         let server = fail(vec![Act::Say(503, "busy".into()), Act::Say(503, "busy".into())], 1);
         assert!(matches!(server, JudgeError::Status { status: 503, tries: 2, .. }), "{server}");
         // A refusal is not repeated: a second connection would hang this test.
@@ -371,7 +376,9 @@ mod tests {
         assert!(matches!(refused, JudgeError::Status { status: 401, tries: 1, .. }), "{refused}");
         // Nobody listens there any more.
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let Error::Judge(error) = ask(&mut judge(&format!("http://{closed}"), 0)).unwrap_err() else { panic!() };
+        let Error::Judge(error) = ask(&mut judge(&format!("http://{closed}"), 0)).unwrap_err() else {
+            panic!()
+        };
         assert!(matches!(error, JudgeError::Transport { .. } | JudgeError::Timeout { .. }), "{error}");
     }
 
