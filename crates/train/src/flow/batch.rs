@@ -85,9 +85,15 @@ pub(super) fn noisy(
     let drawn: Vec<(Scene, Gaussian)> =
         (0..train.batch as u64).into_par_iter().map(|slot| scenes.draw(step, slot)).collect::<Result<_>>()?;
     let jitter = Jitter { px: config.data.jitter_px, depth_m: config.data.jitter_depth_m };
-    let CleanBatch { queries, motion, visible } = clean(net, drawn, points, train.text_drop, jitter, device)?;
+    with_noise(clean(net, drawn, points, train.text_drop, jitter, device)?, process, &mut random)
+}
+
+/// Adds noise of random strength to the motions of a batch.
+pub(super) fn with_noise(batch: CleanBatch, process: &Process, random: &mut Gaussian) -> Result<NoisyBatch> {
+    let CleanBatch { queries, motion, visible } = batch;
+    let device = motion.device();
     let noise = Tensor::from_vec(random.normals(motion.elem_count()), motion.dims(), device)?;
-    let pair = process.pair(&motion, &noise, &mut random)?;
+    let pair = process.pair(&motion, &noise, random)?;
     let time = embed(&pair.times, PointFlowNet::TIME_WIDTH, device)?;
     Ok(NoisyBatch { queries, noisy: pair.noisy, target: pair.target, time, visible })
 }

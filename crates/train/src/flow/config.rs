@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use efference_envs::flow::FlowTask;
 use efference_nets::flow::{FLOW_NET_PRESETS, FlowNetConfig, Representation};
 use efference_objectives::diffusion::continuous::{BetaSchedule, Integrator, Prediction};
 use serde::Serialize;
@@ -106,6 +107,10 @@ settings! {
     pub struct FlowDataConfig {
         /// Folders of stored episodes (`efference data flow`).
         pub sets: Vec<String> = vec![];
+        /// Scenes per task family of the simulated workbench, made when the run starts (with its seed); 0 makes none.
+        pub simulated: usize = 0, Check::In(Range::between(0.0, 1_048_576.0));
+        /// Scenes per task family of the simulated workbench for `[eval]`: never those of training.
+        pub simulated_eval: usize = 0, Check::In(Range::between(0.0, 1_048_576.0));
         /// Also scenes of the built-in generator of moving boxes, new ones at every step.
         pub synthetic: bool = false;
         /// Only these task families; empty takes all.
@@ -190,7 +195,7 @@ settings! {
         /// Global gradient norm above which the gradient is scaled down; 0 turns clipping off.
         pub max_grad_norm: f64 = 1.0, MAYBE;
         /// Ratios of a denoising step beyond 1 plus or minus this do not profit further.
-        pub clip: f64 = 1e-2, UNIT;
+        pub clip: f64 = 1e-3, UNIT;
         /// Weight of the KL to the frozen generator.
         pub kl: f64 = 0.01, Check::In(Range::between(0.0, 1000.0));
         /// Distance from the goal within which a final pose succeeds, metres.
@@ -262,17 +267,23 @@ impl FlowConfig {
             let help = "use letters, digits, `-`, `_` and `.`, not starting with a dot";
             problems.push(blame.problem("run.name", format!("\"{name}\" cannot name a folder"), help));
         }
-        if self.data.sets.is_empty() && !self.data.synthetic {
-            let help = "list folders made by `efference data flow`, or set data.synthetic = true";
+        let known: Vec<&str> = FlowTask::ids();
+        let simulated = self.data.simulated > 0;
+        for task in self.data.tasks.iter().filter(|task| simulated && !known.contains(&task.as_str())) {
+            let help = format!("known: {}", known.join(", "));
+            problems.push(blame.problem("data.tasks", format!("there is no \"{task}\""), help));
+        }
+        if self.data.sets.is_empty() && !self.data.synthetic && !simulated {
+            let help = "set data.simulated, list folders made by `efference data flow`, or set data.synthetic = true";
             problems.push(blame.problem("data.sets", "there is nothing to learn from", help));
         }
         if self.data.synthetic && self.model.picture {
             let help = "set model.picture = false, or data.synthetic = false";
             problems.push(blame.problem("data.synthetic", "generated scenes have no pictures", help));
         }
-        if self.model.goal && !self.data.sets.is_empty() {
+        if self.model.goal && (simulated || !self.data.sets.is_empty()) {
             let help = "only generated scenes tell their goal";
-            problems.push(blame.problem("model.goal", "stored episodes have no goal point", help));
+            problems.push(blame.problem("model.goal", "episodes have no goal point", help));
         }
         if self.train.points_min > self.train.points_max {
             let what = format!("{} is more than train.points_max", self.train.points_min);

@@ -23,6 +23,8 @@ mod sampler;
 mod scene;
 mod source;
 pub mod synthetic;
+#[cfg(test)]
+mod tests;
 
 pub use config::{
     FlowConfig, FlowDataConfig, FlowEvalConfig, FlowModelConfig, FlowRlConfig, FlowTrainConfig,

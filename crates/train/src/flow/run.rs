@@ -381,7 +381,7 @@ impl<'r> Run<'r> {
     }
 }
 
-fn settings(config: &FlowConfig) -> OptimiserSettings {
+pub(super) fn settings(config: &FlowConfig) -> OptimiserSettings {
     let train = &config.train;
     let warmup_steps = train.warmup_steps as u64;
     let schedule = match train.schedule.as_str() {

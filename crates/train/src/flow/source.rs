@@ -1,9 +1,8 @@
 //! Which scene is learned from next: stored sets mixed by source and task, or the generator of boxes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use efference_data::flow::FlowSource;
+use efference_envs::flow::{FlowTask, GenerateOptions, generate};
 use efference_nets::flow::FlowNetConfig;
 use efference_rollout::{Purpose, seed_for};
 
@@ -100,8 +99,48 @@ impl Scenes {
     }
 }
 
-/// The stored scenes by source and task, and those held out.
+type Groups = BTreeMap<(String, String), Vec<Scene>>;
+
+/// The scenes to learn from by source and task, and those held out.
 fn stored(config: &FlowConfig, net: &FlowNetConfig) -> Result<(Vec<Vec<Scene>>, Vec<Scene>)> {
-    let _ = (config, net, FlowSource::Tabletop, BTreeMap::<u8, u8>::new(), Path::new(""));
-    Ok((Vec::new(), Vec::new()))
+    let data = &config.data;
+    let mut groups = Groups::new();
+    let mut held_out = Vec::new();
+    for scene in simulated(config, net, false)? {
+        add(&mut groups, scene);
+    }
+    for scenes in groups.values_mut().filter(|_| data.per_task > 0) {
+        scenes.truncate(data.per_task);
+    }
+    held_out.extend(simulated(config, net, true)?);
+    Ok((groups.into_values().filter(|scenes| !scenes.is_empty()).collect(), held_out))
+}
+
+fn add(groups: &mut Groups, scene: Scene) {
+    groups.entry((format!("{:?}", scene.source), scene.task.clone())).or_default().push(scene);
+}
+
+/// Episodes of the simulated workbench as `[data]` wants them: the same ones for the same configuration.
+fn simulated(config: &FlowConfig, net: &FlowNetConfig, eval: bool) -> Result<Vec<Scene>> {
+    let data = &config.data;
+    let per_task = if eval { data.simulated_eval } else { data.simulated };
+    if per_task == 0 {
+        return Ok(Vec::new());
+    }
+    let wanted = |task: &FlowTask| data.tasks.is_empty() || data.tasks.iter().any(|id| id == task.id());
+    let tasks: Vec<FlowTask> = FlowTask::ALL.into_iter().filter(wanted).collect();
+    let Some(count) = (per_task as u64).checked_mul(tasks.len() as u64).filter(|count| *count > 0) else {
+        return Ok(Vec::new());
+    };
+    // Another run seed sees other scenes; held-out scenes are the same for all.
+    let first = if eval { 0 } else { (config.run.seed % (1 << 16)) << 20 };
+    let options = GenerateOptions { tasks, first, eval, ..GenerateOptions::default() };
+    let mut scenes = Vec::new();
+    generate::<Error>(&options, 0..count, config.run.threads, |_, episode| {
+        if let Some(episode) = episode {
+            scenes.push(Scene::of(&episode, net)?);
+        }
+        Ok(())
+    })?;
+    Ok(scenes)
 }

@@ -84,11 +84,7 @@ pub fn synthetic_scene(seed: u64, points: usize, frames: usize) -> Result<Scene>
 }
 
 fn about(axis: Vector3<f64>, angle: f64) -> UnitQuaternion<f64> {
-    nalgebra_axis(axis).map_or_else(UnitQuaternion::identity, |axis| UnitQuaternion::from_axis_angle(&axis, angle))
-}
-
-fn nalgebra_axis(axis: Vector3<f64>) -> Option<nalgebra::Unit<Vector3<f64>>> {
-    nalgebra::Unit::try_new(axis, 1e-12)
+    axis.try_normalize(1e-12).map_or_else(UnitQuaternion::identity, |axis| UnitQuaternion::new(axis * angle))
 }
 
 fn camera(random: &mut Gaussian) -> Result<Camera> {
