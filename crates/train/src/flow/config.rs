@@ -132,8 +132,8 @@ settings! {
 settings! {
     /// `[train]`: updates.
     pub struct FlowTrainConfig {
-        /// Optimiser steps.
-        pub steps: usize = 2000, COUNT;
+        /// Optimiser steps; 0 goes on to `[rl]` at once.
+        pub steps: usize = 2000, MAYBE;
         /// Scenes per step.
         pub batch: usize = 32, COUNT;
         /// Fewest query points of a batch.
@@ -383,6 +383,16 @@ mod tests {
         assert_eq!(other.fingerprint().unwrap(), config.fingerprint().unwrap());
         let other = FlowConfig::from_text(Path::new("f"), text, &sets).unwrap();
         assert_ne!(other.fingerprint().unwrap(), config.fingerprint().unwrap());
+    }
+
+    #[test]
+    fn the_shipped_configurations_are_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/flow");
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(files.len() >= 5);
+        for file in files {
+            FlowConfig::load(&file, &[]).unwrap();
+        }
     }
 
     #[test]

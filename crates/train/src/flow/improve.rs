@@ -3,13 +3,18 @@
 //! ```text
 //! group         K flows of one scene by a random chain, x_next ~ N(mean(x), std^2)
 //! log pi        of every step, averaged over the numbers of a flow: a column of [B, steps]
-//! reward        1 if the final pose is right - rms that the best rigid motion leaves / 1 cm (at most 1)
+//! reward        1 if the final pose is right (the workbench's predicate, or near the true pose) - rms that the best rigid motion leaves / 1 cm (at most 1)
 //!               - share of places below the table
 //! objective     the recipe of `efference_objectives::papers::flow3d_action`: group-relative advantage, clipped ratio;
 //!               KL to the generator as it was
 //! ```
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use candle_core::Tensor;
+use efference_envs::Env;
+use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask};
 use efference_geometry::metrics::pose_error;
 use efference_geometry::rigid::{fit_rigid, rigidity_rms};
 use efference_geometry::{Flow3d, Isometry3, Point3};
@@ -90,6 +95,33 @@ impl<'a> FlowReward<'a> {
     }
 }
 
+thread_local! {
+    static BENCHES: RefCell<BTreeMap<FlowTask, (FlowEnv, Option<u64>)>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Whether the workbench of the scene's seed calls the moved object's pose a success; `None` for other scenes, and when
+/// the simulator refuses the scene.
+pub fn workbench_goal(scene: &Scene, pose: &Isometry3<f64>) -> Option<bool> {
+    if !scene.workbench {
+        return None;
+    }
+    let task = FlowTask::from_id(&scene.task).ok()?;
+    BENCHES.with_borrow_mut(|benches| {
+        if !benches.contains_key(&task) {
+            // The goal is the same for every arm.
+            let env = FlowEnv::new(task, ArmKind::ALL[0], &FlowOptions::default()).ok()?;
+            benches.insert(task, (env, None));
+        }
+        let (env, at) = benches.get_mut(&task)?;
+        if *at != Some(scene.seed) {
+            *at = None;
+            env.reset(scene.seed).ok()?;
+            *at = Some(scene.seed);
+        }
+        Some(env.goal_reached(&(pose * env.object_pose())))
+    })
+}
+
 fn centre(points: &[Point3<f64>]) -> Point3<f64> {
     let sum = points.iter().fold(efference_geometry::Vector3::zeros(), |sum, p| sum + p.coords);
     Point3::from(sum / points.len().max(1) as f64)
@@ -157,7 +189,7 @@ impl<'a> Improver<'a> {
             usual: config.sampler.clone(),
             objective: composition.build()?,
             reference,
-            reward: FlowReward::new(rl.goal_m, rl.goal_deg),
+            reward: FlowReward::new(rl.goal_m, rl.goal_deg).with_predicate(Box::new(workbench_goal)),
         })
     }
 

@@ -26,6 +26,7 @@ pub mod synthetic;
 #[cfg(test)]
 mod tests;
 
+pub use improve::{FlowReward, Worth, workbench_goal};
 pub use config::{
     FlowConfig, FlowDataConfig, FlowEvalConfig, FlowModelConfig, FlowRlConfig, FlowTrainConfig,
     ProcessConfig, SamplerConfig, flow_settings_table,
@@ -33,3 +34,4 @@ pub use config::{
 pub use evaluate::{TaskMetrics, evaluate, text_table};
 pub use model::{BUILT_IN_FLOW, FlowModel, FlowSpec};
 pub use scene::Scene;
+pub use source::workbench_scenes;

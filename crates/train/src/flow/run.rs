@@ -191,9 +191,11 @@ impl<'r> Run<'r> {
             if self.config.rl.is_some() && self.state.stage == "rl" {
                 out.finished = self.improve(&mut out)?;
             }
-            let metrics = self.evaluation(self.state.stage == "done" && self.config.rl.is_some())?;
-            let place = if out.rl.is_empty() { &mut out.metrics } else { &mut out.improved };
-            *place = metrics;
+            if out.finished {
+                let improved = self.config.rl.is_some();
+                let metrics = self.evaluation(improved)?;
+                *(if improved { &mut out.improved } else { &mut out.metrics }) = metrics;
+            }
         }
         out.step = self.state.step;
         self.dir.write_summary(&json(&out))?;

@@ -18,6 +18,8 @@ pub struct Scene {
     pub source: FlowSource,
     /// Seed of the scene, 0 where there is none.
     pub seed: u64,
+    /// Whether the simulated workbench makes this scene from its seed.
+    pub workbench: bool,
     /// The camera of the picture.
     pub camera: Camera,
     /// Colours and depth in the network's size; empty for a network without picture.
@@ -51,6 +53,7 @@ impl Scene {
             task: episode.task.clone(),
             source: episode.source,
             seed: episode.seed,
+            workbench: episode.source == FlowSource::Tabletop,
             camera: episode.camera.clone(),
             picture: small(net, &episode.image, &episode.depth_m)?,
             flow,

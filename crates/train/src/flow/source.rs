@@ -124,19 +124,40 @@ fn add(groups: &mut Groups, scene: Scene) {
 fn simulated(config: &FlowConfig, net: &FlowNetConfig, eval: bool) -> Result<Vec<Scene>> {
     let data = &config.data;
     let per_task = if eval { data.simulated_eval } else { data.simulated };
-    if per_task == 0 {
-        return Ok(Vec::new());
-    }
-    let wanted = |task: &FlowTask| data.tasks.is_empty() || data.tasks.iter().any(|id| id == task.id());
-    let tasks: Vec<FlowTask> = FlowTask::ALL.into_iter().filter(wanted).collect();
-    let Some(count) = (per_task as u64).checked_mul(tasks.len() as u64).filter(|count| *count > 0) else {
-        return Ok(Vec::new());
-    };
     // Another run seed sees other scenes; held-out scenes are the same for all.
     let first = if eval { 0 } else { (config.run.seed % (1 << 16)) << 20 };
+    workbench(&data.tasks, per_task, first, eval, config.run.threads, net)
+}
+
+/// `per_task` evaluation scenes of each of the workbench's families (all without names), for networks of shape `net`.
+/// Scenes that hide their object or allow no motion are left out.
+///
+/// # Errors
+/// An unknown family; the simulator refused.
+pub fn workbench_scenes(tasks: &[String], per_task: usize, net: &FlowNetConfig) -> Result<Vec<Scene>> {
+    for id in tasks {
+        FlowTask::from_id(id)?;
+    }
+    workbench(tasks, per_task, 0, true, 0, net)
+}
+
+fn workbench(
+    names: &[String],
+    per_task: usize,
+    first: u64,
+    eval: bool,
+    threads: usize,
+    net: &FlowNetConfig,
+) -> Result<Vec<Scene>> {
+    let wanted = |task: &FlowTask| names.is_empty() || names.iter().any(|id| id == task.id());
+    let tasks: Vec<FlowTask> = FlowTask::ALL.into_iter().filter(wanted).collect();
+    let count = (per_task as u64).saturating_mul(tasks.len() as u64);
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let options = GenerateOptions { tasks, first, eval, ..GenerateOptions::default() };
     let mut scenes = Vec::new();
-    generate::<Error>(&options, 0..count, config.run.threads, |_, episode| {
+    generate::<Error>(&options, 0..count, threads, |_, episode| {
         if let Some(episode) = episode {
             scenes.push(Scene::of(&episode, net)?);
         }

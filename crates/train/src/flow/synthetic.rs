@@ -76,6 +76,7 @@ pub fn synthetic_scene(seed: u64, points: usize, frames: usize) -> Result<Scene>
         task: SYNTHETIC_TASKS[task].into(),
         source: FlowSource::Tabletop,
         seed,
+        workbench: false,
         camera,
         picture: (Vec::new(), Vec::new()),
         flow,

@@ -1,5 +1,8 @@
 //! `efference flow`: how objects will move in 3D, from learning it to acting on it.
 
+mod metrics;
+mod predict;
+mod scenes;
 mod train;
 
 use clap::Subcommand;
@@ -18,10 +21,14 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Train(train::Args),
+    Predict(predict::Args),
+    Metrics(metrics::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     match &args.what {
         What::Train(args) => train::run(args, ui),
+        What::Predict(args) => predict::run(args, ui),
+        What::Metrics(args) => metrics::run(args, ui),
     }
 }
