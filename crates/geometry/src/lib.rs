@@ -10,6 +10,7 @@
 
 mod camera;
 pub mod cloud;
+pub mod conformance;
 mod error;
 mod flow;
 pub mod ik;

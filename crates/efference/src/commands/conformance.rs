@@ -69,6 +69,9 @@ fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>
             efference_nets::flow::conformance::replay(question.function, heads as usize, &question.numbers())
         }
         "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
+        "flow3d_action" => {
+            efference_geometry::conformance::replay(question.function, question.params, question.inputs)
+        }
         "eval_libero" => libero_tasks::replay(question)
             .or_else(|| libero_simulation(question))
             .or_else(|| libero_evaluation(question)),
