@@ -186,7 +186,8 @@ fn cost(start: &Isometry3<f64>, last: &Isometry3<f64>, grasp: &Grasp) -> Option<
     }
     let at_end = down(&(last * start));
     let turn = start.rotation.angle();
-    Some((1.0 - at_start) + 0.6 * (1.0 - at_end) + 4.0 * grasp.off_middle_m + 0.15 * turn)
+    let aside = 10.0 * grasp.shift_m.abs();
+    Some((1.0 - at_start) + 0.6 * (1.0 - at_end) + 4.0 * grasp.off_middle_m + 0.15 * turn + aside)
 }
 
 struct Examination<'a> {
