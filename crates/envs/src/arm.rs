@@ -15,7 +15,6 @@ pub(crate) const TRANSLATION_M: f64 = 0.05;
 pub(crate) const ROTATION_RAD: f64 = 0.5;
 /// Finger joint position when open, metres.
 pub(crate) const FINGER_OPEN_M: f64 = 0.045;
-const POSTURE_GAIN: f64 = 0.1;
 /// Damping of the inverse (metres and radians): bounds joint speeds near singular poses.
 const DAMPING: f64 = 0.03;
 
@@ -30,17 +29,31 @@ pub(crate) struct Arm<const N: usize> {
     pub limits: [[f64; 2]; N],
     /// Elbow up, fingers down.
     pub posture: [f64; N],
+    /// Share of the way to the posture that each joint is pulled in a control step, where the gripper does not feel it.
+    pub pull: [f64; N],
+    /// Largest pull, radians: near singular poses some of it is felt.
+    pub pull_limit: f64,
+    /// How readily each joint moves, relative to the others.
+    pub ease: [f64; N],
 }
 
 impl<const N: usize> Arm<N> {
     /// The arm of a compiled scene with joints `joint1` to `jointN` and a site `grip`.
+    /// All joints move equally readily, and are pulled by a tenth.
     pub fn find(model: &Model, posture: [f64; N]) -> Result<Self> {
         let mut limits = [[0.0; 2]; N];
         for (i, limits) in limits.iter_mut().enumerate() {
             let joint = model.joint_id(&format!("joint{}", i + 1))?;
             *limits = model.joint_limits(joint).unwrap_or([-3.0, 3.0]);
         }
-        Ok(Self { grip: model.site_id("grip")?, limits, posture })
+        Ok(Self {
+            grip: model.site_id("grip")?,
+            limits,
+            posture,
+            pull: [0.1; N],
+            pull_limit: f64::INFINITY,
+            ease: [1.0; N],
+        })
     }
 
     /// [6, N]: metres, then radians, per radian; world axes.
@@ -55,8 +68,9 @@ impl<const N: usize> Arm<N> {
         SVector::from_column_slice(&data.qpos()[..N])
     }
 
-    fn pull_to_posture(&self, now: &SVector<f64, N>, gain: f64) -> SVector<f64, N> {
-        (SVector::from_column_slice(&self.posture) - now) * gain
+    fn pull_to_posture(&self, now: &SVector<f64, N>) -> SVector<f64, N> {
+        let limit = self.pull_limit;
+        SVector::from_fn(|i, _| ((self.posture[i] - now[i]) * self.pull[i]).clamp(-limit, limit))
     }
 
     /// Orientation of the gripper; identity when it points down.
@@ -69,8 +83,8 @@ impl<const N: usize> Arm<N> {
         let a = action.map(|v| f64::from(v).clamp(-1.0, 1.0));
         let twist = Twist::from_fn(|i, _| a[i] * if i < 3 { TRANSLATION_M } else { ROTATION_RAD });
         let now = Self::joints(data);
-        let pull = self.pull_to_posture(&now, POSTURE_GAIN);
-        let target = now + displacement(&self.jacobian(data)?, &twist, &pull, DAMPING);
+        let pull = self.pull_to_posture(&now);
+        let target = now + self.displacement(&self.jacobian(data)?, &twist, &pull, DAMPING);
         let finger = if a[6] < 0.0 { FINGER_OPEN_M } else { 0.0 };
         let ctrl = data.ctrl_mut();
         for (i, limits) in self.limits.iter().enumerate() {
@@ -104,8 +118,8 @@ impl<const N: usize> Arm<N> {
             }
             let now = Self::joints(data);
             // The first rounds choose among the poses that fit, the later ones only close the gap.
-            let pull = if round < 8 { self.pull_to_posture(&now, POSTURE_GAIN) } else { SVector::zeros() };
-            let next = now + displacement(&self.jacobian(data)?, &twist, &pull, 1e-3);
+            let pull = if round < 8 { self.pull_to_posture(&now) } else { SVector::zeros() };
+            let next = now + self.displacement(&self.jacobian(data)?, &twist, &pull, 1e-3);
             for (i, limits) in self.limits.iter().enumerate() {
                 data.qpos_mut()[i] = next[i].clamp(limits[0], limits[1]);
             }
@@ -114,21 +128,23 @@ impl<const N: usize> Arm<N> {
         data.ctrl_mut()[..N + 2].copy_from_slice(&targets);
         Ok(left)
     }
-}
 
-/// Joint displacement for a small displacement of the gripper.
-fn displacement<const N: usize>(
-    jacobian: &SMatrix<f64, 6, N>,
-    twist: &Twist,
-    pull: &SVector<f64, N>,
-    damping: f64,
-) -> SVector<f64, N> {
-    let normal = jacobian * jacobian.transpose() + SMatrix::<f64, 6, 6>::identity() * (damping * damping);
-    // Positive definite by construction, unless the state is not finite.
-    let Some(factor) = normal.cholesky() else { return SVector::zeros() };
-    let along = jacobian.transpose() * factor.solve(twist);
-    let null = pull - jacobian.transpose() * factor.solve(&(jacobian * pull));
-    along + null
+    /// Joint displacement for a small displacement of the gripper.
+    fn displacement(
+        &self,
+        jacobian: &SMatrix<f64, 6, N>,
+        twist: &Twist,
+        pull: &SVector<f64, N>,
+        damping: f64,
+    ) -> SVector<f64, N> {
+        let eased = SMatrix::<f64, 6, N>::from_fn(|row, column| jacobian[(row, column)] * self.ease[column]);
+        let normal = eased * jacobian.transpose() + SMatrix::<f64, 6, 6>::identity() * (damping * damping);
+        // Positive definite by construction, unless the state is not finite.
+        let Some(factor) = normal.cholesky() else { return SVector::zeros() };
+        let along = eased.transpose() * factor.solve(twist);
+        let null = pull - eased.transpose() * factor.solve(&(jacobian * pull));
+        along + null
+    }
 }
 
 /// Axis times angle. By way of a quaternion: from the trace of a matrix that is orthogonal up to rounding only, small

@@ -69,9 +69,20 @@ macro_rules! either {
 
 impl AnyArm {
     pub fn find(model: &Model, kind: ArmKind) -> Result<Self> {
+        // The wrist is left alone and moves readily: it crosses its singular pose when a gripper that points down is
+        // brought level, and the shoulder must not swing around instead.
         Ok(match kind {
-            ArmKind::Arm7 => Self::Seven(Arm::find(model, [0.0, 0.0, 0.0, 2.0, 0.0, 1.14, 0.0])?),
-            ArmKind::Arm6 => Self::Six(Arm::find(model, [0.0, 0.0, 2.0, 0.0, 1.14, 0.0])?),
+            ArmKind::Arm7 => Self::Seven(Arm {
+                pull: [0.2, 0.2, 0.3, 0.2, 0.05, 0.05, 0.0],
+                pull_limit: 0.1,
+                ease: [0.6, 1.0, 0.15, 1.0, 2.0, 2.0, 2.0],
+                ..Arm::find(model, [0.0, 0.0, 0.0, 2.0, 0.0, 1.14, 0.0])?
+            }),
+            ArmKind::Arm6 => Self::Six(Arm {
+                pull: [0.05, 0.05, 0.05, 0.0, 0.02, 0.0],
+                pull_limit: 0.05,
+                ..Arm::find(model, [0.0, 0.0, 2.0, 0.0, 1.14, 0.0])?
+            }),
         })
     }
 

@@ -57,7 +57,7 @@ pub enum Sizes {
         half_width_m: f64,
         /// Of the cabinet.
         height_m: f64,
-        /// From the drawer's front to the middle of the handle.
+        /// From the middle of the drawer's front to the middle of the handle.
         handle_reach_m: f64,
     },
     /// A block and a mark.
@@ -300,7 +300,8 @@ fn hang(rng: &mut ChaCha8Rng, side: f64) -> Draft {
 fn drawer(rng: &mut ChaCha8Rng, side: f64) -> Draft {
     let half_width_m = uniform(rng, 0.062, 0.082);
     let height_m = uniform(rng, 0.085, 0.11);
-    let handle_reach_m = uniform(rng, 0.050, 0.060);
+    // Room for an open finger behind the bar.
+    let handle_reach_m = uniform(rng, 0.066, 0.072);
     let at = Vector2::new(uniform(rng, 0.02, 0.15), side * uniform(rng, 0.20, 0.27));
     // Opens towards the middle of the table.
     let yaw = if side > 0.0 { 0.0 } else { PI } + uniform(rng, -0.40, 0.40);

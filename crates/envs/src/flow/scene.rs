@@ -48,6 +48,14 @@ const ARM6: &str = include_str!("../../../../sims/flow/arm6.xml");
 const FAST: &[u8] = include_bytes!("../../../../sims/tabletop/quality_fast.xml");
 const PRETTY: &[u8] = include_bytes!("../../../../sims/tabletop/quality_pretty.xml");
 
+/// The tabletop's wrist bends one way only and stops after less than a turn, as its tasks need no more; grasps from the
+/// side and half turns do.
+const WIDER: [(&str, &str); 3] = [
+    (r#"name="joint5" axis="0 0 1" range="-2.6 2.6""#, r#"name="joint5" axis="0 0 1" range="-9 9""#),
+    (r#"name="joint6" axis="0 1 0" range="-0.4 3.0""#, r#"name="joint6" axis="0 1 0" range="-2.2 2.6""#),
+    (r#"name="joint7" axis="0 0 1" range="-3.0 3.0""#, r#"name="joint7" axis="0 0 1" range="-9 9""#),
+];
+
 const fn task_xml(task: FlowTask) -> &'static [u8] {
     match task {
         FlowTask::Pour => include_bytes!("../../../../sims/flow/pour.xml"),
@@ -106,8 +114,7 @@ impl Scene {
 
     fn compile(variant: Variant) -> Result<Self> {
         let arm_xml = match variant.arm {
-            // The tabletop's wrist bends one way only, as its tasks need no more; grasps from the side do.
-            ArmKind::Arm7 => ARM7.replace(r#"range="-0.4 3.0""#, r#"range="-2.2 2.6""#),
+            ArmKind::Arm7 => WIDER.iter().fold(ARM7.to_owned(), |xml, (from, to)| xml.replace(from, to)),
             ArmKind::Arm6 => ARM6.to_owned(),
         };
         let mut actuators = String::new();
@@ -160,5 +167,15 @@ impl Scene {
             let rest = there.strip_prefix(name)?;
             rest.bytes().all(|b| b.is_ascii_digit()).then_some(*geom)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_arm_has_the_joints_that_are_widened() {
+        for (from, _) in super::WIDER {
+            assert_eq!(super::ARM7.matches(from).count(), 1, "{from}");
+        }
     }
 }
