@@ -20,6 +20,13 @@ pub enum GraspShape {
         /// Half its length, metres.
         half_m: f64,
     },
+    /// A hollow round body along z: held from its sides only, for its open end gives way.
+    Barrel {
+        /// Metres.
+        radius_m: f64,
+        /// Half its length, metres.
+        half_m: f64,
+    },
     /// The upper edge of an open round vessel; the edge is the circle z = 0, the wall goes down from it.
     Rim {
         /// Of the middle of the wall, metres.
@@ -89,7 +96,10 @@ pub fn grasp_candidates(parts: &[(GraspShape, Isometry3<f64>)], gripper: &Grippe
         match *shape {
             GraspShape::Box { half_m } if sound(&half_m) => maker.cuboid(half_m),
             GraspShape::Cylinder { radius_m, half_m } if sound(&[radius_m, half_m]) => {
-                maker.cylinder(radius_m, half_m);
+                maker.cylinder(radius_m, half_m, true);
+            }
+            GraspShape::Barrel { radius_m, half_m } if sound(&[radius_m, half_m]) => {
+                maker.cylinder(radius_m, half_m, false);
             }
             GraspShape::Rim { radius_m, wall_m, depth_m } if sound(&[radius_m, wall_m, depth_m]) => {
                 maker.rim(radius_m, wall_m, depth_m);
@@ -163,7 +173,7 @@ impl Maker<'_> {
         }
     }
 
-    fn cylinder(&mut self, radius: f64, half: f64) {
+    fn cylinder(&mut self, radius: f64, half: f64, ends: bool) {
         if self.fits(2.0 * radius) {
             let heights: &[f64] = if half > 0.02 { &[0.0, 0.5, -0.5] } else { &[0.0] };
             for i in 0..AROUND {
@@ -176,7 +186,7 @@ impl Maker<'_> {
                     self.add(at, -out, tangent, 2.0 * radius);
                 }
                 // From both ends, with the fingers this way.
-                if i < AROUND / 2 {
+                if ends && i < AROUND / 2 {
                     let back = (half - BITE_M).max(0.0);
                     for side in [1.0, -1.0] {
                         self.add(Vector3::z() * (side * back), Vector3::z() * -side, tangent, 2.0 * radius);
@@ -212,6 +222,7 @@ mod tests {
         prop_oneof![
             [size(), size(), size()].prop_map(|half_m| GraspShape::Box { half_m }),
             (size(), size()).prop_map(|(radius_m, half_m)| GraspShape::Cylinder { radius_m, half_m }),
+            (size(), size()).prop_map(|(radius_m, half_m)| GraspShape::Barrel { radius_m, half_m }),
             (size(), size()).prop_map(|(r, d)| GraspShape::Rim { radius_m: r, wall_m: 0.004, depth_m: d }),
         ]
     }
@@ -220,7 +231,9 @@ mod tests {
     fn inside(shape: &GraspShape, p: &Vector3<f64>) -> f64 {
         match *shape {
             GraspShape::Box { half_m } => (0..3).map(|i| half_m[i] - p[i].abs()).fold(f64::MAX, f64::min),
-            GraspShape::Cylinder { radius_m, half_m } => (radius_m - p.xy().norm()).min(half_m - p.z.abs()),
+            GraspShape::Cylinder { radius_m, half_m } | GraspShape::Barrel { radius_m, half_m } => {
+                (radius_m - p.xy().norm()).min(half_m - p.z.abs())
+            }
             GraspShape::Rim { radius_m, wall_m, depth_m } => {
                 (wall_m / 2.0 - (p.xy().norm() - radius_m).abs()).min(-p.z).min(p.z + depth_m)
             }
