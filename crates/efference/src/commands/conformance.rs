@@ -65,6 +65,9 @@ fn recorded(result: libero::CaseResult) -> CaseResult {
 fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     match question.id {
         "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
+        "flow3d_action" => {
+            efference_geometry::conformance::replay(question.function, question.params, question.inputs)
+        }
         "eval_libero" => libero_tasks::replay(question)
             .or_else(|| libero_simulation(question))
             .or_else(|| libero_evaluation(question)),

@@ -36,6 +36,8 @@ const CAMERA_ATTEMPTS: u64 = 24;
 const MOTION_ATTEMPTS: usize = 40;
 /// How deep a motion may go into something, metres: contacts at rest are not exactly 0.
 const TOUCH_M: f64 = 0.0025;
+/// How near a pad must be to what it grasps, metres: what is held by its own friction may leave one pad for a moment.
+const GRASP_M: f64 = 0.0008;
 /// How much nearer than a point a ray may end and still see it, metres.
 const SEEN_M: f64 = 0.002;
 
@@ -172,12 +174,12 @@ impl FlowEnv {
         &self.parts
     }
 
-    /// Whether both fingers touch the object.
+    /// Whether both fingers touch the object, to a millimetre.
     #[must_use]
     pub fn grasped(&self) -> bool {
         let touches = |pad: &usize| {
             let object = |geom: usize| self.data.model().geom_body(geom) == self.scene.object;
-            self.data.contacts().any(|c| c.dist_m <= 0.0 && c.other(*pad).is_some_and(object))
+            self.data.contacts().any(|c| c.dist_m < GRASP_M && c.other(*pad).is_some_and(object))
         };
         self.scene.robot[..2].iter().all(touches)
     }
