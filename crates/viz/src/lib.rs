@@ -7,8 +7,10 @@
 //! Three sinks share one face, [`Recorder`]: a `.rrd` file for the rerun viewer, JSON lines, and nothing.
 
 pub mod curves;
+mod draw;
 pub mod episode;
 pub mod error;
+pub mod flow;
 mod jsonl;
 mod output;
 pub mod recorder;
