@@ -49,6 +49,15 @@ impl Intrinsics {
         Ok(Self { fx: f, fy: f, cx: 0.5 * width as f64, cy: 0.5 * height as f64, width, height })
     }
 
+    /// Square pixels, centred, from the horizontal angle of view (55 degrees are assumed for videos from the internet).
+    ///
+    /// # Errors
+    /// As [`Intrinsics::from_fovy_deg`].
+    pub fn from_fovx_deg(fovx_deg: f64, width: usize, height: usize) -> Result<Self> {
+        let turned = Self::from_fovy_deg(fovx_deg, height, width)?;
+        Ok(Self { cx: turned.cy, cy: turned.cx, width, height, ..turned })
+    }
+
     /// The same camera with pictures of another size.
     #[must_use]
     pub fn resized(&self, width: usize, height: usize) -> Self {

@@ -1,5 +1,7 @@
 //! What can be wrong with geometry.
 
+use crate::Frame;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -33,5 +35,13 @@ pub enum Error {
         value: f64,
         /// What it may be, in words.
         range: &'static str,
+    },
+    /// Two flows are given in different frames.
+    #[error("the flow is given in the {got:?} frame; the {want:?} frame is needed")]
+    Frames {
+        /// Its frame.
+        got: Frame,
+        /// The other's.
+        want: Frame,
     },
 }

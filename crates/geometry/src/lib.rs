@@ -6,11 +6,26 @@
 //! Metres, radians, pixels; f64; right-handed frames. A pose is an [`nalgebra::Isometry3`] and is named
 //! `target_from_source`: it maps coordinates in the source frame to the target frame.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod camera;
+pub mod cloud;
 mod error;
 mod flow;
+pub mod metrics;
+mod pose;
+pub mod render;
+pub mod rigid;
+mod sampling;
+pub mod solid;
+pub mod spline;
+pub mod tracks;
+mod uvd;
 
 pub use camera::{Camera, CameraAxes, Intrinsics};
 pub use error::{Error, Result};
 pub use flow::{Flow3d, Frame};
 pub use nalgebra::{Isometry3, Point3, UnitQuaternion, Vector3};
+pub use pose::interpolate_isometry;
+pub use sampling::{farthest_points, uniform_frames};
+pub use uvd::UvdCodec;
