@@ -1,10 +1,10 @@
 //! Made-up scenes: a table with a few shapes, drawn by rays, one of which moves along a smooth rigid way. Exact depth,
 //! mask, points and visibility; predictions are the truth with a made-up error. Nothing here is a result.
 
-use efference_geometry::{Camera, CameraAxes, Flow3d, Frame, Intrinsics, Isometry3, Point3, UnitQuaternion, Vector3};
-use efference_viz::flow::{
-    Curve, FlowScene, Grasp, GraspState, Phase, Prediction, RigidFit, TimedPose, Verdict,
+use efference_geometry::{
+    Camera, CameraAxes, Flow3d, Frame, Intrinsics, Isometry3, Point3, UnitQuaternion, Vector3,
 };
+use efference_viz::flow::{Curve, FlowScene, Grasp, GraspState, Phase, Prediction, TimedPose, Verdict};
 use image::{Rgb, RgbImage};
 
 /// A solid around the origin of its own frame.
@@ -260,28 +260,25 @@ pub fn scene(task: &Task, points: usize, frames: usize, side: usize) -> FlowScen
         let exact = Flow3d::rigid(Frame::World, &local, &poses, visibility.clone()).expect("a rigid flow");
         let places = (0..=frames).flat_map(|t| {
             let shaky = move |(i, p): (usize, &Point3<f64>)| {
-                p + Vector3::new(noise(3 * i + 17 * t), noise(5 * i + 3 * t), noise(i + 29 * t)) * (t.min(1) as f64)
+                p + Vector3::new(noise(3 * i + 17 * t), noise(5 * i + 3 * t), noise(i + 29 * t))
+                    * (t.min(1) as f64)
             };
             exact.at(t).iter().enumerate().map(shaky).collect::<Vec<_>>()
         });
         let flow = Flow3d::new(Frame::World, points, places.collect(), visibility.clone()).expect("a flow");
-        let fit = RigidFit {
-            motion: motion(&poses),
-            inliers: (0..points).map(|i| i % 17 != 3).collect(),
-            rms_m: (0..=frames).map(|t| 0.0012 * (t.min(1) as f64)).collect(),
-        };
         let chain = (0..6).map(|step| {
             let spread = 0.03 * (5 - step) as f64;
             let places = (0..=frames).flat_map(|t| {
                 let off = move |i: usize| noise(i * 13 + t * 7) / 0.0015 * spread;
                 let p = flow.at(t);
-                (0..points).map(move |i| p[i] + Vector3::new(off(i), off(i + 5), off(i + 9))).collect::<Vec<_>>()
+                (0..points)
+                    .map(move |i| p[i] + Vector3::new(off(i), off(i + 5), off(i + 9)))
+                    .collect::<Vec<_>>()
             });
             Flow3d::new(Frame::World, points, places.collect(), visibility.clone()).expect("a flow")
         });
         let chain: Vec<Flow3d> = chain.collect();
         Prediction {
-            fit: Some(fit),
             final_picture: Some(final_picture.clone()),
             verdicts: vec![
                 Verdict { judge: "rigidity".into(), accepted: true, score: None, reason: String::new() },
@@ -301,20 +298,17 @@ pub fn scene(task: &Task, points: usize, frames: usize, side: usize) -> FlowScen
     scene.seed = 7;
     scene.depth_m = depth_m;
     scene.mask = mask;
-    scene.truth_fit = Some(RigidFit {
-        motion: motion(&poses),
-        inliers: vec![true; points],
-        rms_m: vec![0.0; frames + 1],
-    });
     scene.truth = Some(truth);
     scene.predictions = vec![prediction(0.18, false), prediction(0.03, true)];
     scene.chosen = Some(1);
+    scene.fit().expect("options in range");
+    let at_start = Isometry3::from_parts(task.object.1.translation, UnitQuaternion::identity());
     // A gripper from above that keeps its place on the object.
-    let down = UnitQuaternion::from_axis_angle(&Vector3::x_axis(), std::f64::consts::PI);
-    let hold = Isometry3::from_parts((task.object.1.translation.vector + Vector3::z() * 0.03).into(), down);
+    let hold = Isometry3::translation(0.0, 0.0, 0.04) * at_start;
     let gripper = |m: &Isometry3<f64>| m * hold;
-    let chosen = scene.predictions[1].fit.as_ref().expect("just made").motion.clone();
-    scene.plan = chosen.iter().enumerate().map(|(t, m)| TimedPose { frame: t as f64, pose: gripper(m) }).collect();
+    let chosen = scene.predictions[1].fit.as_ref().expect("just made").poses.clone();
+    scene.plan =
+        chosen.iter().enumerate().map(|(t, m)| TimedPose { frame: t as f64, pose: gripper(m) }).collect();
     scene.executed = motion(&poses)
         .iter()
         .enumerate()
@@ -322,13 +316,19 @@ pub fn scene(task: &Task, points: usize, frames: usize, side: usize) -> FlowScen
         .collect();
     let turned = |angle: f64, state| Grasp {
         pose: hold * Isometry3::rotation(Vector3::z() * angle),
-        width_m: 0.08,
+        opening_m: 0.08,
+        tip_m: 0.02,
         state,
     };
-    scene.grasps =
-        vec![turned(0.9, GraspState::Rejected), turned(-0.7, GraspState::Possible), turned(0.0, GraspState::Chosen)];
-    scene.curves =
-        vec![Curve { name: "cost/collision".into(), values: (0..=frames).map(|t| 0.1 / (1.0 + t as f64)).collect() }];
+    scene.grasps = vec![
+        turned(0.9, GraspState::Rejected),
+        turned(-0.7, GraspState::Possible),
+        turned(0.0, GraspState::Chosen),
+    ];
+    scene.curves = vec![Curve {
+        name: "cost/collision".into(),
+        values: (0..=frames).map(|t| 0.1 / (1.0 + t as f64)).collect(),
+    }];
     scene.phases = ["predict", "grasp", "follow"]
         .iter()
         .enumerate()

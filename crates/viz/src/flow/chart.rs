@@ -17,21 +17,29 @@ pub(crate) fn draw(
     until: Option<f64>,
 ) {
     let [x, y, w, h] = area;
-    let (left, right, top, low) = (x + 64.0, x + w - 26.0, y + 46.0, y + h - 40.0);
+    let (left, right, top, low) = (x + 64.0, x + w - 26.0, y + 26.0, y + h - 40.0);
     let frames = shown.mean_cm.len().max(2) - 1;
-    let highest = others.iter().chain([shown]).flat_map(|e| &e.mean_cm).chain(&shown.p90_cm);
-    let highest = highest.copied().fold(0.0, f64::max);
+    let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let own = most(&shown.p90_cm).max(most(&shown.mean_cm));
+    // Samples that went far astray must not press the shown one flat: their lines leave the panel.
+    let highest = others.iter().map(|e| most(&e.mean_cm)).fold(own, f64::max).min(2.5 * own);
     let (step, end) = ticks(highest);
     let at = |t: f64, cm: f64| {
         let px = left + (right - left) * (t / frames as f64) as f32;
         [px, low - (low - top) * (cm / end).min(1.0) as f32]
     };
-    canvas.text([x + 24.0, y + 29.0], "distance to the true flow, cm", 16.0, Weight::SemiBold, theme::INK, Align::Left);
     let mut tick = 0.0;
     while tick <= end + 1e-9 {
         let [_, py] = at(0.0, tick);
         canvas.polyline(&[[left, py], [right, py]], Stroke::new(theme::GRID, 1.0));
-        canvas.text([left - 10.0, py + 5.0], &label(tick, step), 14.0, Weight::Regular, theme::MUTED, Align::Right);
+        canvas.text(
+            [left - 10.0, py + 5.0],
+            &label(tick, step),
+            14.0,
+            Weight::Regular,
+            theme::MUTED,
+            Align::Right,
+        );
         tick += step;
     }
     let every = frames.div_ceil(10).max(1);
@@ -47,7 +55,8 @@ pub(crate) fn draw(
     band.extend(line(&shown.p10_cm).into_iter().rev());
     canvas.polygon(&band, color, 0.16);
     for other in others {
-        canvas.polyline(&line(&other.mean_cm), Stroke::new(theme::MUTED, 1.2).alpha(0.55));
+        let inside: Vec<f64> = other.mean_cm.iter().copied().take_while(|cm| *cm <= end).collect();
+        canvas.polyline(&line(&inside), Stroke::new(theme::MUTED, 1.2).alpha(0.55));
     }
     let mean = line(&shown.mean_cm);
     canvas.polyline(&mean, Stroke::new(color, 3.0));

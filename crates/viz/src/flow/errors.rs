@@ -24,7 +24,8 @@ impl FlowErrors {
             distances.sort_by(f64::total_cmp);
             // Points are at least one.
             let last = distances.len().saturating_sub(1);
-            let at = |share: f64| distances.get((share * last as f64).round() as usize).copied().unwrap_or(0.0);
+            let at =
+                |share: f64| distances.get((share * last as f64).round() as usize).copied().unwrap_or(0.0);
             errors.mean_cm.push(distances.iter().sum::<f64>() / distances.len().max(1) as f64);
             errors.p10_cm.push(at(0.1));
             errors.p90_cm.push(at(0.9));

@@ -26,5 +26,5 @@ pub use colors::{PREDICTED, error_color, mix, point_colors};
 pub use errors::FlowErrors;
 pub use movie::{MovieOptions, movie};
 pub use page::page;
-pub use scene::{Curve, FlowScene, Grasp, GraspState, Phase, Prediction, RigidFit, TimedPose, Verdict};
+pub use scene::{Curve, FlowScene, Grasp, GraspState, Phase, Prediction, TimedPose, Verdict};
 pub use sheet::sheet;

@@ -52,7 +52,9 @@ pub fn movie(scene: &FlowScene, path: &Path, options: &MovieOptions) -> Result<(
     if !in_range {
         return Err(crate::Error::Film {
             path: path.into(),
-            reason: format!("{options:?}: 1 to 50 pictures per second, up to 60 s, sides of 64 to 1024 pixels"),
+            reason: format!(
+                "{options:?}: 1 to 50 pictures per second, up to 60 s, sides of 64 to 1024 pixels"
+            ),
         });
     }
     let steps = (options.motion_s * f64::from(options.fps)).ceil().max(1.0) as usize;
@@ -75,7 +77,14 @@ fn draw(scene: &FlowScene, relief: Option<&Relief>, until: f64, side: u32) -> Rg
     let height = (above + 28 + side + margin + 1) & !1;
     let mut canvas = Canvas::new(width, height, PAPER);
     let title = capitalised(&scene.instruction);
-    canvas.text_in([margin as f32, 38.0], (width - 2 * margin) as f32, &title, 24.0, Weight::SemiBold, theme::INK);
+    canvas.text_in(
+        [margin as f32, 38.0],
+        (width - 2 * margin) as f32,
+        &title,
+        24.0,
+        Weight::SemiBold,
+        theme::INK,
+    );
     let top = above + 28;
     let caption = |canvas: &mut Canvas, x: u32, text: &str| {
         canvas.text([x as f32, top as f32 - 10.0], text, 15.0, Weight::SemiBold, theme::MUTED, Align::Left);

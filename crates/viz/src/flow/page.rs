@@ -52,9 +52,7 @@ pub fn page(scene: &FlowScene) -> Result<RgbImage> {
 }
 
 /// Captions, flows and colourfulness of the two camera panels.
-pub(crate) fn cameras(
-    scene: &FlowScene,
-) -> [(&'static str, Option<&efference_geometry::Flow3d>, f64); 2] {
+pub(crate) fn cameras(scene: &FlowScene) -> [(&'static str, Option<&efference_geometry::Flow3d>, f64); 2] {
     let truth = scene.truth.as_ref();
     let predicted = scene.shown().map(|p| &p.flow);
     match (truth, predicted) {
@@ -108,6 +106,8 @@ fn lower(canvas: &mut Canvas, scene: &FlowScene, top: u32) {
     canvas.round_rect([MARGIN as f32, y], [chart_width, LOWER as f32], RADIUS, PANEL, 1.0);
     match errors.get(at_shown) {
         Some(shown) => {
+            let caption = "distance to the true flow, cm (band: 80% of the points)";
+            canvas.text([MARGIN as f32, y - 12.0], caption, 17.0, Weight::SemiBold, theme::INK, Align::Left);
             let others: Vec<FlowErrors> =
                 errors.iter().enumerate().filter(|(k, _)| *k != at_shown).map(|(_, e)| e.clone()).collect();
             chart::draw(canvas, [MARGIN as f32, y, chart_width, LOWER as f32], shown, &others, None);
@@ -119,7 +119,9 @@ fn lower(canvas: &mut Canvas, scene: &FlowScene, top: u32) {
         }
     }
     let mut x = cameras_end + GAP;
-    if let Some(last) = scene.shown().and_then(|p| p.final_picture.as_ref()).filter(|p| p.width() > 0 && p.height() > 0) {
+    if let Some(last) =
+        scene.shown().and_then(|p| p.final_picture.as_ref()).filter(|p| p.width() > 0 && p.height() > 0)
+    {
         canvas.picture([x, top], &fit_picture(last, LOWER, LOWER), RADIUS);
         canvas.text([x as f32, y - 12.0], "as judged", 17.0, Weight::SemiBold, theme::INK, Align::Left);
         x += LOWER + GAP;
@@ -146,10 +148,14 @@ fn numbers(scene: &FlowScene, errors: Option<&FlowErrors>) -> Vec<(String, Strin
     }
     if let Some(prediction) = scene.shown() {
         if let Some(fit) = &prediction.fit {
-            let inliers = fit.inliers.iter().filter(|x| **x).count();
-            let rms = fit.rms_m.iter().copied().fold(0.0, f64::max);
-            lines.push(("rigid, at worst".to_owned(), format!("{:.1} mm rms", 1e3 * rms), ink));
-            lines.push(("points that follow it".to_owned(), format!("{inliers} of {}", fit.inliers.len()), ink));
+            let last = fit.inliers.last().map_or(&[][..], Vec::as_slice);
+            let inliers = last.iter().filter(|x| **x).count();
+            lines.push((
+                "off a rigid motion".to_owned(),
+                format!("{:.1} mm rms", 1e3 * fit.worst_rms_m()),
+                ink,
+            ));
+            lines.push(("points that follow it".to_owned(), format!("{inliers} of {}", last.len()), ink));
         }
         for verdict in &prediction.verdicts {
             let score = verdict.score.map(|s| format!(" {s:.2}")).unwrap_or_default();

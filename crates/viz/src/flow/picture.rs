@@ -2,6 +2,7 @@
 
 use efference_geometry::Flow3d;
 use image::RgbImage;
+use image::imageops;
 
 use super::look::{RIM, TRAILS};
 use super::trails::{self, Trail};
@@ -17,14 +18,14 @@ pub(crate) fn draw(
     until: f64,
     side: u32,
 ) -> RgbImage {
-    let mut picture = fit_picture(&scene.picture, side, side);
+    let window = Window::of(scene);
+    let mut picture = window.cut(&scene.picture, side);
     calm(&mut picture);
     let mut canvas = Canvas::new(side, side, [0; 3]);
     canvas.picture([0, 0], &picture, 0.0);
-    let place = Place::new(scene, side);
     let point_colors = colors::point_colors(&scene.points, colourfulness);
     let chosen = trails::spread(&scene.points, TRAILS);
-    let width = (side as f32 / 430.0 * 2.4).clamp(1.2, 6.0);
+    let width = (side as f32 / 430.0 * 3.0).clamp(1.2, 6.0);
     let trail = |point: usize| {
         let color = point_colors[point];
         let way = match flow {
@@ -33,7 +34,8 @@ pub(crate) fn draw(
         };
         let seen: Option<Vec<[f64; 3]>> = way.iter().map(|(p, _)| scene.camera.project(p)).collect();
         let seen = seen?;
-        let places = seen.iter().zip(&way).map(|([u, v, _], (_, free))| (place.at(*u, *v), *free)).collect();
+        let places =
+            seen.iter().zip(&way).map(|([u, v, _], (_, free))| (window.at(*u, *v, side), *free)).collect();
         Some(Trail { places, depth: seen.last()?[2], color, tail: colors::mix(color, [255; 3], 0.15) })
     };
     trails::draw(&mut canvas, chosen.into_iter().filter_map(trail).collect(), width, RIM);
@@ -49,20 +51,52 @@ fn calm(picture: &mut RgbImage) {
     }
 }
 
-/// From pixels of the camera to pixels of the square that shows the middle of its picture.
-struct Place {
-    scale: f64,
-    shift: [f64; 2],
+/// The square of the camera's picture that is shown: where everything happens, with some room around it.
+pub(crate) struct Window {
+    /// Upper left corner and side, pixels of the camera.
+    left: u32,
+    top: u32,
+    side: u32,
 }
 
-impl Place {
-    fn new(scene: &FlowScene, side: u32) -> Self {
-        let (w, h) = (f64::from(scene.picture.width()), f64::from(scene.picture.height()));
-        let scale = f64::from(side) / w.min(h);
-        Self { scale, shift: [w, h].map(|s| 0.5 * (f64::from(side) - s * scale)) }
+impl Window {
+    /// A window shows at least this part of the picture's shorter side: small pictures cannot be enlarged far.
+    const LEAST: f64 = 0.66;
+
+    pub(crate) fn of(scene: &FlowScene) -> Self {
+        let (w, h) = (scene.picture.width(), scene.picture.height());
+        let moved = scene.flows().flat_map(|f| (0..f.frames()).flat_map(|t| f.at(t)));
+        let (mut low, mut high) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2]);
+        for [u, v, _] in moved.chain(&scene.points).filter_map(|p| scene.camera.project(p)) {
+            let at = [u.clamp(0.0, f64::from(w)), v.clamp(0.0, f64::from(h))];
+            for axis in 0..2 {
+                low[axis] = low[axis].min(at[axis]);
+                high[axis] = high[axis].max(at[axis]);
+            }
+        }
+        let whole = f64::from(w.min(h));
+        let extent = (high[0] - low[0]).max(high[1] - low[1]);
+        // Nothing in view: the extent is minus infinity, the whole picture is shown.
+        let share = if extent.is_finite() { (1.35 * extent / whole).clamp(Self::LEAST, 1.0) } else { 1.0 };
+        let side = ((share * whole).round() as u32).clamp(1, w.min(h));
+        let corner = |axis: usize, length: u32| {
+            let middle = 0.5 * (low[axis] + high[axis]);
+            let start =
+                if middle.is_finite() { middle } else { 0.5 * f64::from(length) } - 0.5 * f64::from(side);
+            start.round().clamp(0.0, f64::from(length - side)) as u32
+        };
+        Self { left: corner(0, w), top: corner(1, h), side }
     }
 
-    fn at(&self, u: f64, v: f64) -> [f32; 2] {
-        [(u * self.scale + self.shift[0]) as f32, (v * self.scale + self.shift[1]) as f32]
+    /// What is in the window, `side` pixels wide and high.
+    pub(crate) fn cut(&self, picture: &RgbImage, side: u32) -> RgbImage {
+        let part = imageops::crop_imm(picture, self.left, self.top, self.side, self.side).to_image();
+        fit_picture(&part, side, side)
+    }
+
+    /// From pixels of the camera to pixels of the cut, `side` wide.
+    fn at(&self, u: f64, v: f64, side: u32) -> [f32; 2] {
+        let scale = f64::from(side) / f64::from(self.side);
+        [((u - f64::from(self.left)) * scale) as f32, ((v - f64::from(self.top)) * scale) as f32]
     }
 }

@@ -1,5 +1,6 @@
 //! The plain types of a flow that is to be looked at.
 
+use efference_geometry::rigid::{FlowFit, FlowFitOptions, fit_flow};
 use efference_geometry::{Camera, Flow3d, Frame, Isometry3, Point3};
 use image::RgbImage;
 
@@ -33,7 +34,7 @@ pub struct FlowScene {
     /// How the points really moved, [T + 1, N].
     pub truth: Option<Flow3d>,
     /// The rigid motion in the truth.
-    pub truth_fit: Option<RigidFit>,
+    pub truth_fit: Option<FlowFit>,
     /// Samples of the world model, each [T + 1, N].
     pub predictions: Vec<Prediction>,
     /// The sample that was acted upon, or that is shown first.
@@ -66,24 +67,13 @@ pub struct Prediction {
     /// [T + 1, N], world frame.
     pub flow: Flow3d,
     /// The rigid motion in it.
-    pub fit: Option<RigidFit>,
+    pub fit: Option<FlowFit>,
     /// The scene drawn with the object where the flow leaves it.
     pub final_picture: Option<RgbImage>,
     /// What the judges said, in the order in which they were asked.
     pub verdicts: Vec<Verdict>,
     /// The sample on its way out of the noise, first to last step of the sampler; each as large as `flow`.
     pub chain: Vec<Flow3d>,
-}
-
-/// A rigid motion fitted to a flow.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RigidFit {
-    /// [T + 1]: maps positions at frame 0 to those at frame t; the first is the identity.
-    pub motion: Vec<Isometry3<f64>>,
-    /// [N]: the points that follow it.
-    pub inliers: Vec<bool>,
-    /// [T + 1]: root mean square distance of the inliers from it, metres.
-    pub rms_m: Vec<f64>,
 }
 
 /// What a judge said.
@@ -102,10 +92,12 @@ pub struct Verdict {
 /// A candidate for the grasp.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grasp {
-    /// World from gripper: the point between the finger tips; z points from the palm to the object, the fingers open along x.
+    /// World from gripper: it moves along its -z to the object and closes its fingers along y.
     pub pose: Isometry3<f64>,
     /// Distance between the open fingers, metres.
-    pub width_m: f64,
+    pub opening_m: f64,
+    /// How far the finger tips stand out beyond the frame's origin, metres.
+    pub tip_m: f64,
     /// What became of it.
     pub state: GraspState,
 }
@@ -207,6 +199,21 @@ impl FlowScene {
         }
     }
 
+    /// Fits rigid motions to the flows that have none yet, robustly, with the defaults of [`fit_flow`].
+    ///
+    /// # Errors
+    /// None with these options; the signature is that of [`fit_flow`].
+    pub fn fit(&mut self) -> efference_geometry::Result<()> {
+        let options = FlowFitOptions::default();
+        if let (Some(truth), None) = (&self.truth, &self.truth_fit) {
+            self.truth_fit = Some(fit_flow(truth, &options)?);
+        }
+        for prediction in self.predictions.iter_mut().filter(|p| p.fit.is_none()) {
+            prediction.fit = Some(fit_flow(&prediction.flow, &options)?);
+        }
+        Ok(())
+    }
+
     /// The prediction that is shown where there is room for one.
     #[must_use]
     pub fn shown(&self) -> Option<&Prediction> {
@@ -262,11 +269,17 @@ impl FlowScene {
             }
         }
         let predicted = self.predictions.iter().enumerate();
-        let predicted = predicted.filter_map(|(k, p)| Some((format!("predictions[{k}].fit"), p.fit.as_ref()?)));
+        let predicted =
+            predicted.filter_map(|(k, p)| Some((format!("predictions[{k}].fit"), p.fit.as_ref()?)));
         let true_fit = self.truth_fit.iter().map(|fit| ("truth_fit".to_owned(), fit));
         for (field, fit) in true_fit.chain(predicted) {
-            self.want(&field, [fit.motion.len(), fit.rms_m.len()], [frames, frames])?;
-            self.want(&field, fit.inliers.len(), points)?;
+            let lengths = [fit.poses.len(), fit.rms_m.len(), fit.inliers.len()];
+            self.want(&field, lengths, [frames; 3])?;
+            self.want(&field, fit.inliers.iter().map(Vec::len).max().unwrap_or(0), points)?;
+            self.want(&field, fit.inliers.iter().map(Vec::len).min().unwrap_or(0), points)?;
+            if !fit.poses.iter().all(is_pose) {
+                return Err(self.shape(&field, "a number that is not finite", "finite poses"));
+            }
         }
         if let Some(k) = self.chosen.filter(|k| *k >= self.predictions.len()) {
             let expected = format!("below {}", self.predictions.len());
@@ -281,8 +294,8 @@ impl FlowScene {
                 return Err(self.shape(field, "other poses", "finite poses from earlier to later"));
             }
         }
-        if !self.grasps.iter().all(|g| is_pose(&g.pose) && g.width_m.is_finite()) {
-            return Err(self.shape("grasps", "a number that is not finite", "finite poses and widths"));
+        if !self.grasps.iter().all(|g| is_pose(&g.pose) && g.opening_m.is_finite() && g.tip_m.is_finite()) {
+            return Err(self.shape("grasps", "a number that is not finite", "finite poses and sizes"));
         }
         if !(self.frame_s > 0.0 && self.frame_s.is_finite()) {
             return Err(self.shape("frame_s", self.frame_s.to_string(), "above 0"));

@@ -15,7 +15,7 @@ use crate::theme::{self, PAPER};
 const SIDE: u32 = 320;
 const GAP: u32 = 16;
 const LEFT: u32 = 52;
-const ABOVE: u32 = 64;
+const ABOVE: u32 = 84;
 const BELOW: u32 = 92;
 
 /// A column per scene: the instruction; the predicted flow; the true flow; the judged final picture, or the scene from
@@ -41,16 +41,16 @@ pub fn sheet(scenes: &[FlowScene]) -> Result<RgbImage> {
     for (column, scene) in scenes.iter().enumerate() {
         let x = LEFT + column as u32 * (SIDE + GAP);
         let last = (scene.frames() - 1) as f64;
-        let title = shortened(&capitalised(&scene.instruction), SIDE as f32, 21.0, Weight::SemiBold);
         let middle = (x + SIDE / 2) as f32;
-        canvas.text([middle, ABOVE as f32 - 20.0], &title, 21.0, Weight::SemiBold, theme::INK, Align::Centre);
+        title(&mut canvas, [middle, ABOVE as f32 - 20.0], &capitalised(&scene.instruction));
         let shown = scene.shown();
         let predicted = picture::draw(scene, shown.map(|p| &p.flow), PREDICTED, last, SIDE);
         let truth = picture::draw(scene, scene.truth.as_ref(), 1.0, last, SIDE);
         let options = SpaceOptions { size: [SIDE, SIDE], until: last, moving: false, azimuth: AZIMUTH };
         let beside = space::draw(scene, Relief::of(scene).as_ref(), options);
         let judged = shown.and_then(|p| p.final_picture.as_ref()).filter(|p| p.width() > 0 && p.height() > 0);
-        let pictures = [Some(predicted), Some(truth), Some(beside), judged.map(|p| fit_picture(p, SIDE, SIDE))];
+        let pictures =
+            [Some(predicted), Some(truth), Some(beside), judged.map(|p| fit_picture(p, SIDE, SIDE))];
         for (row, picture) in pictures.iter().take(rows.len()).enumerate() {
             if let Some(picture) = picture {
                 canvas.picture([x, ABOVE + row as u32 * (SIDE + GAP)], picture, RADIUS);
@@ -59,6 +59,27 @@ pub fn sheet(scenes: &[FlowScene]) -> Result<RgbImage> {
         verdict(&mut canvas, scene, [middle, (height - BELOW) as f32]);
     }
     Ok(canvas.into_image())
+}
+
+/// On one line where it fits, else on two; `y` is the lower base line.
+fn title(canvas: &mut Canvas, [middle, y]: [f32; 2], text: &str) {
+    const SIZE: f32 = 20.0;
+    let width = |text: &str| text_width(text, SIZE, Weight::SemiBold);
+    let room = SIDE as f32;
+    let mut lines = vec![text.to_owned()];
+    if width(text) > room {
+        // The break that makes the longer of both lines shortest.
+        let breaks = text.match_indices(' ').map(|(i, _)| (&text[..i], &text[i + 1..]));
+        let best = breaks.min_by(|a, b| width(a.0).max(width(a.1)).total_cmp(&width(b.0).max(width(b.1))));
+        if let Some((first, second)) = best {
+            lines = vec![first.to_owned(), second.to_owned()];
+        }
+    }
+    for (i, line) in lines.iter().rev().enumerate() {
+        let line = shortened(line, room, SIZE, Weight::SemiBold);
+        let at = [middle, y - 26.0 * i as f32];
+        canvas.text(at, &line, SIZE, Weight::SemiBold, theme::INK, Align::Centre);
+    }
 }
 
 fn verdict(canvas: &mut Canvas, scene: &FlowScene, [middle, y]: [f32; 2]) {

@@ -3,13 +3,14 @@
 
 use std::f64::consts::PI;
 
+use efference_geometry::rigid::FlowFit;
 use efference_geometry::{Camera, Flow3d, Intrinsics, Isometry3, Point3, Vector3};
 use image::RgbImage;
 
-use super::look::{self, RIM, SPACE, TRAILS};
+use super::look::{self, RIM, SPACE};
 use super::relief::Relief;
 use super::trails::{self, Trail};
-use super::{FlowScene, Grasp, GraspState, PREDICTED, RigidFit, TimedPose, colors};
+use super::{FlowScene, Grasp, GraspState, PREDICTED, TimedPose, colors};
 use crate::draw::{Canvas, DepthPicture, Mesh, Stroke};
 use crate::theme::{self, Rgb};
 
@@ -26,6 +27,10 @@ pub(crate) struct SpaceOptions {
     pub(crate) azimuth: f64,
 }
 
+/// Length of a drawn finger, metres.
+const FINGER_M: f64 = 0.045;
+/// Trails that are drawn in 3D.
+const TRAILS: usize = 18;
 /// Things on a line of sight count as one surface within this distance, metres.
 const MARGIN_M: f64 = 0.012;
 
@@ -38,7 +43,9 @@ pub(crate) fn draw(scene: &FlowScene, relief: Option<&Relief>, options: SpaceOpt
     let flow = shown.map(|p| &p.flow).or(scene.truth.as_ref());
     let fit = shown.and_then(|p| p.fit.as_ref()).or(scene.truth_fit.as_ref());
     if let Some(relief) = relief {
-        solid.draw(&vignette(&relief.scene, &target, 2.2 * radius), 1.0);
+        for mesh in [&relief.unseen, &relief.scene] {
+            solid.draw(&vignette(mesh, &target, 2.2 * radius), 1.0);
+        }
         draw_object(&mut solid, &relief.object, scene, fit, options);
     }
     let mut canvas = Canvas::new(options.size[0], options.size[1], SPACE);
@@ -47,9 +54,6 @@ pub(crate) fn draw(scene: &FlowScene, relief: Option<&Relief>, options: SpaceOpt
     if let Some(flow) = flow {
         let share = if shown.is_some() { PREDICTED } else { 1.0 };
         pen.trails(&mut canvas, scene, flow, options.until, share);
-        if let (Some(truth), Some(_)) = (&scene.truth, shown) {
-            pen.errors(&mut canvas, truth, flow, options.until);
-        }
     }
     for grasp in scene.grasps.iter().filter(|g| g.state != GraspState::Chosen) {
         pen.grasp(&mut canvas, grasp);
@@ -68,7 +72,7 @@ fn draw_object(
     solid: &mut DepthPicture,
     object: &Mesh,
     scene: &FlowScene,
-    fit: Option<&RigidFit>,
+    fit: Option<&FlowFit>,
     options: SpaceOptions,
 ) {
     let Some(fit) = fit else {
@@ -76,13 +80,13 @@ fn draw_object(
         return;
     };
     if options.moving {
-        if let Some(motion) = trails::motion(&fit.motion, options.until) {
+        if let Some(motion) = trails::motion(&fit.poses, options.until) {
             solid.draw(&object.moved(&motion), 1.0);
         }
         return;
     }
     solid.draw(object, 1.0);
-    if let Some(last) = trails::motion(&fit.motion, options.until) {
+    if let Some(last) = trails::motion(&fit.poses, options.until) {
         let tint = scene.shown().and_then(super::Prediction::accepted).map_or(theme::PLAN, look::verdict);
         let mut ghost = object.moved(&last);
         for (_, color) in &mut ghost.vertices {
@@ -112,19 +116,15 @@ fn spectator(scene: &FlowScene, target: &Point3<f64>, radius: f64, options: Spac
     let ground = from.xy().norm();
     let azimuth = from.y.atan2(from.x) + options.azimuth;
     let elevation = (from.z.atan2(ground) + 0.06).clamp(0.35, 0.95);
-    let back = Vector3::new(
-        azimuth.cos() * elevation.cos(),
-        azimuth.sin() * elevation.cos(),
-        elevation.sin(),
-    );
+    let back =
+        Vector3::new(azimuth.cos() * elevation.cos(), azimuth.sin() * elevation.cos(), elevation.sin());
     let [w, h] = options.size.map(|s| s.max(1) as usize);
     // 32 degrees, high enough to be a valid angle.
     let fovy: f64 = 32.0;
     let f = 0.5 * h as f64 / (0.5 * fovy.to_radians()).tan();
-    let intrinsics =
-        Intrinsics { fx: f, fy: f, cx: 0.5 * w as f64, cy: 0.5 * h as f64, width: w, height: h };
+    let intrinsics = Intrinsics { fx: f, fy: f, cx: 0.5 * w as f64, cy: 0.5 * h as f64, width: w, height: h };
     let narrow = (w as f64 / h as f64).min(1.0);
-    let distance = 1.45 * radius / ((0.5 * fovy.to_radians()).sin() * narrow);
+    let distance = 1.25 * radius / ((0.5 * fovy.to_radians()).sin() * narrow);
     let eye = target + back * distance;
     Camera { intrinsics, world_from_camera: looking(&eye, target) }
 }
@@ -138,7 +138,8 @@ fn looking(eye: &Point3<f64>, target: &Point3<f64>) -> Isometry3<f64> {
 
 /// The mesh faded into the ground beyond `radius_m` from `target`, and gone a little farther out.
 fn vignette(mesh: &Mesh, target: &Point3<f64>, radius_m: f64) -> Mesh {
-    let share = |p: &Point3<f64>| (((p - target).norm() - 0.75 * radius_m) / (0.5 * radius_m)).clamp(0.0, 1.0);
+    let share =
+        |p: &Point3<f64>| (((p - target).norm() - 0.75 * radius_m) / (0.5 * radius_m)).clamp(0.0, 1.0);
     let vertices: Vec<(Point3<f64>, Rgb)> =
         mesh.vertices.iter().map(|(p, c)| (*p, colors::mix(*c, SPACE, share(p)))).collect();
     let near = |t: &&[u32; 3]| t.iter().any(|i| share(&mesh.vertices[*i as usize].0) < 1.0);
@@ -170,21 +171,9 @@ impl Pen<'_> {
             let tail = colors::mix(colors[point], SPACE, 0.45);
             Some(Trail { places, depth, color: colors[point], tail })
         };
-        let width = canvas_scale(self.eye) * 2.4;
+        let width = canvas_scale(self.eye) * 3.0;
         let chosen = trails::spread(&scene.points, TRAILS);
         trails::draw(canvas, chosen.into_iter().filter_map(trail).collect(), width, RIM);
-    }
-
-    /// Lines from where points are to where they were predicted.
-    fn errors(&self, canvas: &mut Canvas, truth: &Flow3d, flow: &Flow3d, until: f64) {
-        for point in trails::spread(truth.at(0), TRAILS) {
-            let (a, b) = (trails::position(truth, point, until), trails::position(flow, point, until));
-            let (Some((a_at, ..)), Some((b_at, ..))) = (self.see(&a), self.see(&b)) else { continue };
-            let color = colors::error_color((a - b).norm() / look::BAD_M);
-            let width = canvas_scale(self.eye) * 1.3;
-            canvas.polyline(&[a_at, b_at], Stroke::new(color, width).alpha(0.9));
-            canvas.dot(a_at, 1.2 * width, color, 0.9);
-        }
     }
 
     fn line(&self, canvas: &mut Canvas, points: &[Point3<f64>], stroke: Stroke) {
@@ -205,8 +194,8 @@ impl Pen<'_> {
         if !axes {
             return;
         }
-        let every = done.len().div_ceil(6).max(1);
-        for pose in done.iter().step_by(every) {
+        let ends = done.first().into_iter().chain(done.last().filter(|_| done.len() > 1));
+        for pose in ends {
             let origin = Point3::from(pose.pose.translation.vector);
             for (axis, color) in [
                 (Vector3::x(), [235, 87, 87]),
@@ -235,11 +224,11 @@ impl Pen<'_> {
 
 /// The drawing of a gripper: finger tips, palm, handle; in the world.
 pub(crate) fn finger_lines(grasp: &Grasp) -> [Vec<Point3<f64>>; 2] {
-    let half = 0.5 * grasp.width_m;
-    let at = |x: f64, z: f64| grasp.pose * Point3::new(x, 0.0, z);
+    let half = 0.5 * grasp.opening_m;
+    let at = |y: f64, z: f64| grasp.pose * Point3::new(0.0, y, z - grasp.tip_m);
     [
-        vec![at(-half, 0.01), at(-half, -0.045), at(half, -0.045), at(half, 0.01)],
-        vec![at(0.0, -0.045), at(0.0, -0.085)],
+        vec![at(-half, 0.0), at(-half, FINGER_M), at(half, FINGER_M), at(half, 0.0)],
+        vec![at(0.0, FINGER_M), at(0.0, 1.7 * FINGER_M)],
     ]
 }
 

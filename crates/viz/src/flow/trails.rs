@@ -1,6 +1,6 @@
 //! The ways of points as smooth lines.
 
-use efference_geometry::{Flow3d, Isometry3, Point3};
+use efference_geometry::{Flow3d, Isometry3, Point3, farthest_points, interpolate_isometry};
 
 use crate::draw::{Canvas, Stroke};
 use crate::theme::Rgb;
@@ -28,9 +28,7 @@ pub(crate) fn motion(frames: &[Isometry3<f64>], time: f64) -> Option<Isometry3<f
     let last = frames.len().checked_sub(1)?;
     let time = time.clamp(0.0, last as f64);
     let t = (time as usize).min(last.saturating_sub(1));
-    let (a, b) = (frames.get(t)?, frames.get((t + 1).min(last))?);
-    // Half a turn has no shortest way; the earlier pose then.
-    Some(a.try_lerp_slerp(b, time - t as f64, 1e-9).unwrap_or(*a))
+    Some(interpolate_isometry(frames.get(t)?, frames.get((t + 1).min(last))?, time - t as f64))
 }
 
 /// The places of one point from frame 0 to `until` (in frames), and whether the camera sees it there.
@@ -45,25 +43,10 @@ pub(crate) fn way(flow: &Flow3d, point: usize, until: f64) -> Vec<(Point3<f64>, 
     (0..=steps).map(place).collect()
 }
 
-/// `n` points spread over the object, each as far as it can be from those before it, the first nearest to the middle.
+/// Up to `n` points spread over the object.
 pub(crate) fn spread(points: &[Point3<f64>], n: usize) -> Vec<usize> {
-    let middle = points.iter().fold(Point3::origin(), |sum, p| sum + p.coords / points.len().max(1) as f64);
-    let nearest = |a: &usize, b: &usize| {
-        (points[*a] - middle).norm().total_cmp(&(points[*b] - middle).norm())
-    };
-    let mut chosen: Vec<usize> = (0..points.len()).min_by(nearest).into_iter().collect();
-    let mut distance = vec![f64::INFINITY; points.len()];
-    while chosen.len() < n.min(points.len()) {
-        let Some(last) = chosen.last().copied() else { break };
-        for (d, p) in distance.iter_mut().zip(points) {
-            *d = d.min((p - points[last]).norm());
-        }
-        // A chosen point is not chosen again, even where points coincide.
-        distance[last] = -1.0;
-        let farthest = (0..points.len()).max_by(|a, b| distance[*a].total_cmp(&distance[*b]));
-        chosen.extend(farthest);
-    }
-    chosen
+    // Points that are shown are finite, so there is an answer.
+    farthest_points(points, n, 0).unwrap_or_default()
 }
 
 /// A line on the canvas.
@@ -88,8 +71,8 @@ pub(crate) fn draw(canvas: &mut Canvas, mut trails: Vec<Trail>, width: f32, rim:
         for run in runs(&trail.places) {
             let points: Vec<[f32; 2]> = trail.places[run.clone()].iter().map(|p| p.0).collect();
             let middle = thickness((run.start + run.end) / 2);
-            let alpha = if trail.places[run.end - 1].1 { 0.42 } else { 0.10 };
-            canvas.polyline(&points, Stroke { round: false, ..Stroke::new(rim, middle + 1.6).alpha(alpha) });
+            let alpha = if trail.places[run.end - 1].1 { 0.38 } else { 0.08 };
+            canvas.polyline(&points, Stroke { round: false, ..Stroke::new(rim, middle + 1.4).alpha(alpha) });
         }
         for (i, pair) in trail.places.windows(2).enumerate() {
             let color = crate::flow::mix(trail.tail, trail.color, (i as f64 + 1.0) / f64::from(pieces));
@@ -121,7 +104,8 @@ mod tests {
     use efference_geometry::Frame;
 
     fn flow() -> Flow3d {
-        let at = |t: usize| [Point3::new(0.1 * t as f64, 0.0, 0.0), Point3::new(0.0, 0.05 * (t * t) as f64, 1.0)];
+        let at =
+            |t: usize| [Point3::new(0.1 * t as f64, 0.0, 0.0), Point3::new(0.0, 0.05 * (t * t) as f64, 1.0)];
         Flow3d::new(Frame::World, 2, (0..5).flat_map(at).collect(), vec![1.0; 10]).unwrap()
     }
 
@@ -139,20 +123,6 @@ mod tests {
         }
         let alone = Flow3d::new(Frame::World, 1, vec![Point3::origin()], vec![1.0]).unwrap();
         assert_eq!(way(&alone, 0, 3.0).len(), 1);
-    }
-
-    #[test]
-    fn spread_points_are_different_and_far_apart() {
-        let line: Vec<Point3<f64>> = (0..11).map(|i| Point3::new(f64::from(i), 0.0, 0.0)).collect();
-        assert_eq!(spread(&line, 3), [5, 10, 0]);
-        let mut all = spread(&line, 99);
-        all.sort_unstable();
-        assert_eq!(all, (0..11).collect::<Vec<_>>());
-        let mut same = spread(&[Point3::origin(); 4], 3);
-        same.sort_unstable();
-        same.dedup();
-        assert_eq!(same.len(), 3);
-        assert!(spread(&[], 3).is_empty());
     }
 
     #[test]

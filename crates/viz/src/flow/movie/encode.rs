@@ -43,12 +43,21 @@ pub(super) struct Film {
 enum Writer {
     /// Pictures are kept: the number of them stands in the head of the file.
     Png(Vec<RgbImage>),
-    Gif { encoder: Box<gif::Encoder<BufWriter<File>>>, palette: Palette, shown: Option<Vec<u8>> },
+    Gif {
+        encoder: Box<gif::Encoder<BufWriter<File>>>,
+        palette: Palette,
+        shown: Option<Vec<u8>>,
+    },
     Mp4(Child),
 }
 
 impl Film {
-    pub(super) fn start(path: &Path, format: Format, first: RgbImage, options: &MovieOptions) -> Result<Self> {
+    pub(super) fn start(
+        path: &Path,
+        format: Format,
+        first: RgbImage,
+        options: &MovieOptions,
+    ) -> Result<Self> {
         let to = match format {
             Format::Png => Writer::Png(Vec::new()),
             Format::Gif => {
@@ -84,7 +93,9 @@ impl Film {
             Writer::Mp4(child) => {
                 // A film knows no long pictures: the last one is repeated.
                 let times = (seconds * f64::from(self.options.fps)).round().max(1.0) as usize;
-                let Some(pipe) = child.stdin.as_mut() else { return Err(film(path, "ffmpeg takes no input")) };
+                let Some(pipe) = child.stdin.as_mut() else {
+                    return Err(film(path, "ffmpeg takes no input"));
+                };
                 for _ in 0..times {
                     // A broken pipe: ffmpeg has ended and says why at the end.
                     match pipe.write_all(picture.as_raw()) {
@@ -132,7 +143,17 @@ fn film(path: &Path, reason: impl ToString) -> Error {
 
 fn ffmpeg(path: &Path, (w, h): (u32, u32), options: &MovieOptions) -> Result<Child> {
     let mut command = Command::new("ffmpeg");
-    command.args(["-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", &format!("{w}x{h}")]);
+    command.args([
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        &format!("{w}x{h}"),
+    ]);
     command.args(["-r", &options.fps.to_string(), "-i", "-", "-an", "-c:v", "libx264", "-crf", "18"]);
     command.args(["-pix_fmt", "yuv420p", "-movflags", "+faststart"]).arg(path);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -233,7 +254,8 @@ impl Palette {
     }
 
     fn indices(&self, picture: &RgbImage) -> Vec<u8> {
-        let index = |p: &image::Rgb<u8>| self.quantizer.index_of(&[p.0[0], p.0[1], p.0[2], 255]).min(254) as u8;
+        let index =
+            |p: &image::Rgb<u8>| self.quantizer.index_of(&[p.0[0], p.0[1], p.0[2], 255]).min(254) as u8;
         let mut known: std::collections::HashMap<[u8; 3], u8> = std::collections::HashMap::new();
         picture.pixels().map(|p| *known.entry(p.0).or_insert_with(|| index(p))).collect()
     }
