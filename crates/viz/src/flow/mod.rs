@@ -4,6 +4,7 @@
 //! - [`page`]: one episode on one page (a picture; no GPU, no display),
 //! - [`sheet`]: several tasks side by side,
 //! - [`movie`]: the same over time, as animated PNG, GIF or MP4,
+//! - [`FlowRecorder`]: a recording for the rerun viewer, or JSON lines.
 
 //!
 //! One point has one colour everywhere ([`point_colors`]): its hue tells the angle round the vertical through the
@@ -12,19 +13,25 @@
 mod chart;
 mod colors;
 mod errors;
+mod jsonl;
 mod look;
 mod movie;
 mod page;
 mod picture;
+mod record;
 mod relief;
 mod scene;
 mod sheet;
 mod space;
 mod trails;
+pub(crate) use look::{BAD_M, verdict as verdict_color};
+pub(crate) use space::{finger_lines, spectator_of as spectator};
+pub(crate) use trails::spread;
 
 pub use colors::{PREDICTED, error_color, mix, point_colors};
 pub use errors::FlowErrors;
 pub use movie::{MovieOptions, movie};
 pub use page::page;
+pub use record::{FlowRecorder, FlowSink};
 pub use scene::{Curve, FlowScene, Grasp, GraspState, Phase, Prediction, TimedPose, Verdict};
 pub use sheet::sheet;

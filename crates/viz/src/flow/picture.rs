@@ -65,7 +65,8 @@ impl Window {
 
     pub(crate) fn of(scene: &FlowScene) -> Self {
         let (w, h) = (scene.picture.width(), scene.picture.height());
-        let moved = scene.flows().flat_map(|f| (0..f.frames()).flat_map(|t| f.at(t)));
+        let shown = scene.truth.iter().chain(scene.shown().map(|p| &p.flow));
+        let moved = shown.flat_map(|f| (0..f.frames()).flat_map(|t| f.at(t)));
         let (mut low, mut high) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2]);
         for [u, v, _] in moved.chain(&scene.points).filter_map(|p| scene.camera.project(p)) {
             let at = [u.clamp(0.0, f64::from(w)), v.clamp(0.0, f64::from(h))];

@@ -50,7 +50,7 @@ pub fn sheet(scenes: &[FlowScene]) -> Result<RgbImage> {
         let beside = space::draw(scene, Relief::of(scene).as_ref(), options);
         let judged = shown.and_then(|p| p.final_picture.as_ref()).filter(|p| p.width() > 0 && p.height() > 0);
         let pictures =
-            [Some(predicted), Some(truth), Some(beside), judged.map(|p| fit_picture(p, SIDE, SIDE))];
+            [Some(predicted), Some(truth), Some(beside), judged.map(|p| judged_cut(scene, p))];
         for (row, picture) in pictures.iter().take(rows.len()).enumerate() {
             if let Some(picture) = picture {
                 canvas.picture([x, ABOVE + row as u32 * (SIDE + GAP)], picture, RADIUS);
@@ -59,6 +59,15 @@ pub fn sheet(scenes: &[FlowScene]) -> Result<RgbImage> {
         verdict(&mut canvas, scene, [middle, (height - BELOW) as f32]);
     }
     Ok(canvas.into_image())
+}
+
+/// The same part of the judged picture as of the camera's, if it is one of the same size.
+fn judged_cut(scene: &FlowScene, picture: &RgbImage) -> RgbImage {
+    if picture.dimensions() == scene.picture.dimensions() {
+        picture::Window::of(scene).cut(picture, SIDE)
+    } else {
+        fit_picture(picture, SIDE, SIDE)
+    }
 }
 
 /// On one line where it fits, else on two; `y` is the lower base line.

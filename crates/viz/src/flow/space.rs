@@ -110,6 +110,14 @@ fn interest(scene: &FlowScene) -> (Point3<f64>, f64) {
     (Point3::from((low + high) * 0.5), (0.5 * (high - low).norm()).max(0.12))
 }
 
+/// Where a spectator of the scene stands, and what it looks at.
+pub(crate) fn spectator_of(scene: &FlowScene) -> (Point3<f64>, Point3<f64>) {
+    let (target, radius) = interest(scene);
+    let options = SpaceOptions { size: [600, 440], until: 0.0, moving: false, azimuth: super::page::AZIMUTH };
+    let eye = spectator(scene, &target, radius, options);
+    (eye.world_from_camera.translation.vector.into(), target)
+}
+
 /// A spectator on a circle around the target, beside and a little above the scene's own camera.
 fn spectator(scene: &FlowScene, target: &Point3<f64>, radius: f64, options: SpaceOptions) -> Camera {
     let from = scene.camera.world_from_camera.translation.vector - target.coords;
