@@ -237,7 +237,7 @@ pub fn scene(task: &Task, points: usize, frames: usize, side: usize) -> FlowScen
         bodies[0].1 = *pose;
         visibility.extend(local.iter().map(|p| {
             let ray = pose * p - eye;
-            let free = trace(&bodies, &eye, &ray).is_none_or(|(_, t, _)| t > 1.0 - 5e-3);
+            let free = trace(&bodies, &eye, &ray).is_none_or(|(_, t, _)| t > 1.0 - 1e-6);
             if free { 1.0 } else { 0.0 }
         }));
     }

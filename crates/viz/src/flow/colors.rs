@@ -22,7 +22,7 @@ pub fn point_colors(points: &[Point3<f64>], colourfulness: f64) -> Vec<Rgb> {
     let color = |p: &Point3<f64>| {
         let hue = (p.y - centre[1]).atan2(p.x - centre[0]);
         let height = if span > 1e-9 { (p.z - low) / span } else { 0.5 };
-        oklch(0.60 + 0.22 * height, 0.17 * colourfulness, hue)
+        oklch(0.60 + 0.22 * height, 0.17, hue, colourfulness)
     };
     points.iter().map(color).collect()
 }
@@ -39,20 +39,18 @@ pub fn mix(a: Rgb, b: Rgb, t: f64) -> Rgb {
 pub fn error_color(badness: f64) -> Rgb {
     let t = if badness.is_finite() { badness.clamp(0.0, 1.0) } else { 1.0 };
     // From green (145 degrees) to red (27 degrees).
-    oklch(0.70, 0.17, (145.0 - 118.0 * t).to_radians())
+    oklch(0.70, 0.17, (145.0 - 118.0 * t).to_radians(), 1.0)
 }
 
-/// sRGB of a colour in OKLCh; the chroma is lowered until the colour can be shown.
-fn oklch(lightness: f64, chroma: f64, hue: f64) -> Rgb {
+/// sRGB of a colour in OKLCh, its chroma first lowered until the colour can be shown, then to `share` of that.
+fn oklch(lightness: f64, chroma: f64, hue: f64, share: f64) -> Rgb {
+    let linear = |c: f64| oklab(lightness, c * hue.cos(), c * hue.sin());
+    let can_be_shown = |c: f64| linear(c).iter().all(|x| (-1e-4..=1.0 + 1e-4).contains(x));
     let mut chroma = chroma;
-    loop {
-        let rgb = oklab(lightness, chroma * hue.cos(), chroma * hue.sin());
-        let fits = rgb.iter().all(|c| (-1e-4..=1.0 + 1e-4).contains(c));
-        if fits || chroma < 1e-3 {
-            return rgb.map(|c| (255.0 * gamma(c.clamp(0.0, 1.0))).round() as u8);
-        }
+    while chroma > 1e-3 && !can_be_shown(chroma) {
         chroma *= 0.95;
     }
+    linear(chroma * share).map(|c| (255.0 * gamma(c.clamp(0.0, 1.0))).round() as u8)
 }
 
 /// Linear red, green and blue of a colour in OKLab.
@@ -78,10 +76,10 @@ mod tests {
 
     #[test]
     fn white_black_and_red_are_what_they_are() {
-        assert_eq!(oklch(1.0, 0.0, 0.0), [255, 255, 255]);
-        assert_eq!(oklch(0.0, 0.0, 0.0), [0, 0, 0]);
+        assert_eq!(oklch(1.0, 0.0, 0.0, 1.0), [255, 255, 255]);
+        assert_eq!(oklch(0.0, 0.0, 0.0, 1.0), [0, 0, 0]);
         // Pure red is L 0.6280, C 0.2577, h 29.23 degrees in OKLCh.
-        let [r, g, b] = oklch(0.627_96, 0.257_68, 29.234_f64.to_radians());
+        let [r, g, b] = oklch(0.627_96, 0.257_68, 29.234_f64.to_radians(), 1.0);
         assert!(r >= 254 && g <= 8 && b <= 8, "{r} {g} {b}");
     }
 

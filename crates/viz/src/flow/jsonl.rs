@@ -85,8 +85,9 @@ fn colors(s: &FlowScene, share: f64) -> Vec<String> {
 
 fn flow(flow: &Flow3d) -> Value {
     let positions: Vec<Value> = (0..flow.frames()).map(|t| points(flow.at(t))).collect();
-    let visibility: Vec<Value> =
-        (0..flow.frames()).map(|t| flow.visibility_at(t).iter().map(|v| round(f64::from(*v))).collect()).collect();
+    let visibility: Vec<Value> = (0..flow.frames())
+        .map(|t| flow.visibility_at(t).iter().map(|v| round(f64::from(*v))).collect())
+        .collect();
     json!({"positions": positions, "visibility": visibility})
 }
 

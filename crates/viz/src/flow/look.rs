@@ -12,6 +12,7 @@ pub(crate) const PANEL: Rgb = [0xF6, 0xF8, 0xFA];
 pub(crate) const RADIUS: f32 = 10.0;
 /// Trails that are drawn; all points of an object would cover each other.
 pub(crate) const TRAILS: usize = 26;
+#[cfg(feature = "rerun")]
 /// Errors are drawn green to red up to this many metres.
 pub(crate) const BAD_M: f64 = 0.05;
 

@@ -5,7 +5,6 @@
 //! - [`sheet`]: several tasks side by side,
 //! - [`movie`]: the same over time, as animated PNG, GIF or MP4,
 //! - [`FlowRecorder`]: a recording for the rerun viewer, or JSON lines.
-
 //!
 //! One point has one colour everywhere ([`point_colors`]): its hue tells the angle round the vertical through the
 //! object's middle, its lightness the height; predictions are paler.
@@ -24,9 +23,14 @@ mod scene;
 mod sheet;
 mod space;
 mod trails;
-pub(crate) use look::{BAD_M, verdict as verdict_color};
-pub(crate) use space::{finger_lines, spectator_of as spectator};
-pub(crate) use trails::spread;
+
+// What the recordings share with the pictures.
+#[cfg(feature = "rerun")]
+pub(crate) use {
+    look::{BAD_M, verdict as verdict_color},
+    space::{finger_lines, spectator_of as spectator},
+    trails::spread,
+};
 
 pub use colors::{PREDICTED, error_color, mix, point_colors};
 pub use errors::FlowErrors;
@@ -35,3 +39,6 @@ pub use page::page;
 pub use record::{FlowRecorder, FlowSink};
 pub use scene::{Curve, FlowScene, Grasp, GraspState, Phase, Prediction, TimedPose, Verdict};
 pub use sheet::sheet;
+
+#[cfg(test)]
+mod tests;

@@ -61,7 +61,7 @@ pub fn movie(scene: &FlowScene, path: &Path, options: &MovieOptions) -> Result<(
     let last = (scene.frames() - 1) as f64;
     let relief = Relief::of(scene);
     let still = |i: usize| draw(scene, relief.as_ref(), last * i as f64 / steps as f64, options.side);
-    let mut film = encode::Film::start(path, format, still(0), options)?;
+    let mut film = encode::Film::start(path, format, still(0), &still(steps), options)?;
     for i in 1..=steps {
         film.add(still(i))?;
     }

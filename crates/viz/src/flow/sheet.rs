@@ -49,8 +49,7 @@ pub fn sheet(scenes: &[FlowScene]) -> Result<RgbImage> {
         let options = SpaceOptions { size: [SIDE, SIDE], until: last, moving: false, azimuth: AZIMUTH };
         let beside = space::draw(scene, Relief::of(scene).as_ref(), options);
         let judged = shown.and_then(|p| p.final_picture.as_ref()).filter(|p| p.width() > 0 && p.height() > 0);
-        let pictures =
-            [Some(predicted), Some(truth), Some(beside), judged.map(|p| judged_cut(scene, p))];
+        let pictures = [Some(predicted), Some(truth), Some(beside), judged.map(|p| judged_cut(scene, p))];
         for (row, picture) in pictures.iter().take(rows.len()).enumerate() {
             if let Some(picture) = picture {
                 canvas.picture([x, ABOVE + row as u32 * (SIDE + GAP)], picture, RADIUS);

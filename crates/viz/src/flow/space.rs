@@ -110,6 +110,7 @@ fn interest(scene: &FlowScene) -> (Point3<f64>, f64) {
     (Point3::from((low + high) * 0.5), (0.5 * (high - low).norm()).max(0.12))
 }
 
+#[cfg(feature = "rerun")]
 /// Where a spectator of the scene stands, and what it looks at.
 pub(crate) fn spectator_of(scene: &FlowScene) -> (Point3<f64>, Point3<f64>) {
     let (target, radius) = interest(scene);

@@ -52,16 +52,18 @@ enum Writer {
 }
 
 impl Film {
+    /// `first` and last picture tell which colours the film needs.
     pub(super) fn start(
         path: &Path,
         format: Format,
         first: RgbImage,
+        last: &RgbImage,
         options: &MovieOptions,
     ) -> Result<Self> {
         let to = match format {
             Format::Png => Writer::Png(Vec::new()),
             Format::Gif => {
-                let palette = Palette::of(&first);
+                let palette = Palette::of(&[&first, last]);
                 let (w, h) = (first.width() as u16, first.height() as u16);
                 let out = BufWriter::new(create(path)?);
                 let encoder = gif::Encoder::new(out, w, h, &palette.colors);
@@ -69,7 +71,7 @@ impl Film {
                 encoder.set_repeat(gif::Repeat::Infinite).map_err(|e| film(path, e))?;
                 Writer::Gif { encoder: Box::new(encoder), palette, shown: None }
             }
-            Format::Mp4 => Writer::Mp4(ffmpeg(path, first.dimensions(), options)?),
+            Format::Mp4 => Writer::Mp4(ffmpeg("ffmpeg", path, first.dimensions(), options)?),
         };
         Ok(Self { path: path.into(), options: *options, latest: first, to })
     }
@@ -141,8 +143,8 @@ fn film(path: &Path, reason: impl ToString) -> Error {
     Error::Film { path: path.into(), reason: reason.to_string() }
 }
 
-fn ffmpeg(path: &Path, (w, h): (u32, u32), options: &MovieOptions) -> Result<Child> {
-    let mut command = Command::new("ffmpeg");
+fn ffmpeg(program: &str, path: &Path, (w, h): (u32, u32), options: &MovieOptions) -> Result<Child> {
+    let mut command = Command::new(program);
     command.args([
         "-y",
         "-loglevel",
@@ -158,7 +160,9 @@ fn ffmpeg(path: &Path, (w, h): (u32, u32), options: &MovieOptions) -> Result<Chi
     command.args(["-pix_fmt", "yuv420p", "-movflags", "+faststart"]).arg(path);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map_err(|e| match e.kind() {
-        ErrorKind::NotFound => film(path, "no `ffmpeg` on PATH: install it, or write a .gif or .png instead"),
+        ErrorKind::NotFound => {
+            film(path, format!("no `{program}` on PATH: install it, or write a .gif or .png instead"))
+        }
         _ => film(path, e),
     })
 }
@@ -244,9 +248,10 @@ struct Palette {
 impl Palette {
     const CLEAR: u8 = 255;
 
-    /// Of the colours of a picture.
-    fn of(picture: &RgbImage) -> Self {
-        let rgba: Vec<u8> = picture.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2], 255]).collect();
+    /// Of the colours of these pictures.
+    fn of(pictures: &[&RgbImage]) -> Self {
+        let pixels = pictures.iter().flat_map(|picture| picture.pixels());
+        let rgba: Vec<u8> = pixels.flat_map(|p| [p.0[0], p.0[1], p.0[2], 255]).collect();
         let quantizer = color_quant::NeuQuant::new(3, 255, &rgba);
         let mut colors = quantizer.color_map_rgb();
         colors.resize(3 * 256, 0);
@@ -258,5 +263,96 @@ impl Palette {
             |p: &image::Rgb<u8>| self.quantizer.index_of(&[p.0[0], p.0[1], p.0[2], 255]).min(254) as u8;
         let mut known: std::collections::HashMap<[u8; 3], u8> = std::collections::HashMap::new();
         picture.pixels().map(|p| *known.entry(p.0).or_insert_with(|| index(p))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(shade: u8) -> RgbImage {
+        RgbImage::from_fn(96, 48, |x, y| {
+            // A square that moves over a ground that does not.
+            let inside = (u32::from(shade)..u32::from(shade) + 18).contains(&x) && (15..27).contains(&y);
+            image::Rgb(if inside { [220, 30, 30] } else { [2 * x as u8, 4 * y as u8, 90] })
+        })
+    }
+
+    fn write(path: &Path) -> Result<()> {
+        let options = MovieOptions { fps: 10, hold_s: 0.5, ..MovieOptions::default() };
+        let mut film = Film::start(path, Format::of(path)?, picture(2), &picture(14), &options)?;
+        for i in [2, 8, 14] {
+            film.add(picture(i))?;
+        }
+        film.finish()
+    }
+
+    #[test]
+    fn an_animated_png_shows_every_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        write(&path).unwrap();
+        let mut reader =
+            png::Decoder::new(std::io::BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+        assert_eq!(reader.info().animation_control().unwrap().num_frames, 4);
+        let mut canvas = RgbImage::new(96, 48);
+        for i in [2, 2, 8, 14] {
+            let mut part = vec![0; reader.output_buffer_size().unwrap()];
+            let size = reader.next_frame(&mut part).unwrap();
+            let at = *reader.info().frame_control().unwrap();
+            let part =
+                RgbImage::from_raw(size.width, size.height, part[..size.buffer_size()].to_vec()).unwrap();
+            image::imageops::replace(&mut canvas, &part, i64::from(at.x_offset), i64::from(at.y_offset));
+            assert_eq!(canvas, picture(i));
+        }
+        let last = *reader.info().frame_control().unwrap();
+        assert_eq!((last.delay_num, last.delay_den), (500, 1000));
+    }
+
+    #[test]
+    fn a_gif_shows_every_picture_in_nearly_its_colours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.gif");
+        write(&path).unwrap();
+        let mut options = gif::DecodeOptions::new();
+        options.set_color_output(gif::ColorOutput::RGBA);
+        let mut reader = options.read_info(File::open(&path).unwrap()).unwrap();
+        let mut canvas = RgbImage::new(96, 48);
+        let mut delays = Vec::new();
+        for i in [2, 2, 8, 14] {
+            let frame = reader.read_next_frame().unwrap().unwrap();
+            delays.push(frame.delay);
+            for (n, rgba) in frame.buffer.chunks(4).enumerate().filter(|(_, rgba)| rgba[3] > 0) {
+                let (x, y) = (n % usize::from(frame.width), n / usize::from(frame.width));
+                let (x, y) = (x as u32 + u32::from(frame.left), y as u32 + u32::from(frame.top));
+                canvas.put_pixel(x, y, image::Rgb([rgba[0], rgba[1], rgba[2]]));
+            }
+            let off = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
+            let wanted = picture(i);
+            let mean =
+                canvas.as_raw().iter().zip(wanted.as_raw()).map(off).sum::<f64>() / f64::from(3 * 96 * 48);
+            assert!(mean < 6.0, "picture {i} is off by {mean}");
+        }
+        assert!(reader.read_next_frame().unwrap().is_none());
+        assert_eq!(delays, [10, 10, 10, 50]);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(&dir.path().join("a.avi")).unwrap_err().to_string();
+        assert!(error.contains("a.avi") && error.contains(".gif"), "{error}");
+        assert!(matches!(write(&dir.path().join("no/a.gif")), Err(Error::Create { .. })));
+        let options = MovieOptions::default();
+        let error = ffmpeg("no-such-ffmpeg", &dir.path().join("a.mp4"), (32, 16), &options).unwrap_err();
+        assert!(error.to_string().contains("no `no-such-ffmpeg` on PATH"), "{error}");
+        // A program that refuses: its last words are passed on.
+        let mut child = Command::new("sh");
+        child.args(["-c", "echo cannot encode >&2; exit 3"]);
+        child.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let to = Writer::Mp4(child.spawn().unwrap());
+        let film = Film { path: "a.mp4".into(), options, latest: picture(2), to };
+        let error = film.finish().unwrap_err().to_string();
+        assert!(error.contains("cannot encode") && error.contains('3'), "{error}");
     }
 }

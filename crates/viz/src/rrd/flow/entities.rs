@@ -6,9 +6,10 @@ use efference_geometry::{Camera, Flow3d, Isometry3, Point3, Vector3};
 use rerun::archetypes::StateChange;
 use rerun::external::re_sdk_types::SerializedComponentColumn;
 use rerun::{
-    Arrows3D, AsComponents, ChannelDatatype, Clear, Color, DepthImage, EncodedImage, LineStrip2D, LineStrip3D,
-    LineStrips2D, LineStrips3D, Pinhole, Points2D, Points3D, Quaternion, Radius, RecordingStream, Scalars, SeriesLines,
-    TextDocument, TextLog, TimeColumn, Transform3D, TransformAxes3D, ViewCoordinates, components,
+    Arrows3D, AsComponents, ChannelDatatype, Clear, Color, DepthImage, EncodedImage, LineStrip2D,
+    LineStrip3D, LineStrips2D, LineStrips3D, Pinhole, Points2D, Points3D, Quaternion, Radius,
+    RecordingStream, Scalars, TextDocument, TextLog, TimeColumn, Transform3D, TransformAxes3D,
+    ViewCoordinates, components,
 };
 
 use super::super::entities::{jpeg, log_curve_style, rgb};
@@ -17,8 +18,8 @@ use super::super::{FRAME, OrEncode, SIM_TIME};
 use super::{DENOISE, ROUND};
 use crate::error::Result;
 use crate::flow::{
-    BAD_M, FlowScene, Grasp, GraspState, PREDICTED, Prediction, TimedPose, error_color, finger_lines, point_colors,
-    spread, verdict_color,
+    BAD_M, FlowScene, Grasp, GraspState, PREDICTED, Prediction, TimedPose, error_color, finger_lines,
+    point_colors, spread, verdict_color,
 };
 use crate::theme::{self, Rgb};
 
@@ -145,7 +146,8 @@ impl Logger<'_> {
         };
         let bytes: Vec<u8> = scene.depth_m.iter().flat_map(|d| millimetres(d).to_le_bytes()).collect();
         let size = [scene.picture.width(), scene.picture.height()];
-        let depth = DepthImage::from_data_type_and_bytes(bytes, size, ChannelDatatype::U16).with_meter(1000.0);
+        let depth =
+            DepthImage::from_data_type_and_bytes(bytes, size, ChannelDatatype::U16).with_meter(1000.0);
         self.once("world/cam/depth", &depth)
     }
 
@@ -195,7 +197,8 @@ impl Logger<'_> {
         let colors = point_colors(&self.scene.points, share);
         let places = (0..frames).flat_map(|t| flow.at(t).iter().map(position));
         let looks = (0..frames).flat_map(|t| seen_colors(&colors, flow.visibility_at(t)));
-        let columns = Points3D::update_fields().with_positions(places).with_colors(looks).columns(vec![n; frames]);
+        let columns =
+            Points3D::update_fields().with_positions(places).with_colors(looks).columns(vec![n; frames]);
         self.columns(&format!("{entity}/points"), 0..frames, columns)?;
         self.fixed(
             &format!("{entity}/points"),
@@ -239,8 +242,7 @@ impl Logger<'_> {
 
         // Trails of points that stay in front of the camera, so that every row has the same strips.
         let in_front = |i: &usize| (0..frames).all(|t| project(&flow.at(t)[*i]).is_some());
-        let chosen: Vec<usize> =
-            spread(&self.scene.points, TRAILS).into_iter().filter(in_front).collect();
+        let chosen: Vec<usize> = spread(&self.scene.points, TRAILS).into_iter().filter(in_front).collect();
         let chosen = &chosen;
         let strip = |t: usize, i: usize| {
             let tail = (t.saturating_sub(TRAIL_FRAMES)..=t).filter_map(|s| project(&flow.at(s)[i]));
@@ -262,7 +264,8 @@ impl Logger<'_> {
         let pairs = || (0..frames).flat_map(|t| truth.at(t).iter().zip(predicted.at(t)));
         let strips = pairs().map(|(a, b)| LineStrip3D::from_iter([position(a), position(b)]));
         let colors = pairs().map(|(a, b)| rgb(error_color((a - b).norm() / BAD_M)));
-        let columns = LineStrips3D::update_fields().with_strips(strips).with_colors(colors).columns(vec![n; frames]);
+        let columns =
+            LineStrips3D::update_fields().with_strips(strips).with_colors(colors).columns(vec![n; frames]);
         self.columns("world/flow/error", 0..frames, columns)?;
         let width = LineStrips3D::update_fields().with_radii([Radius::new_ui_points(1.0)]);
         self.fixed("world/flow/error", &[&width])
@@ -276,8 +279,11 @@ impl Logger<'_> {
         let frames = flow.frames();
         let n = flow.points() as f64;
         let middle = flow.at(0).iter().fold(Vector3::zeros(), |sum, p| sum + p.coords / n);
-        let axes: Vec<Isometry3<f64>> =
-            fit.poses.iter().map(|motion| motion * Isometry3::translation(middle.x, middle.y, middle.z)).collect();
+        let axes: Vec<Isometry3<f64>> = fit
+            .poses
+            .iter()
+            .map(|motion| motion * Isometry3::translation(middle.x, middle.y, middle.z))
+            .collect();
         self.poses("world/fit/axes", &axes)?;
         self.fixed("world/fit/axes", &[&TransformAxes3D::new(0.05)])?;
 
@@ -318,8 +324,13 @@ impl Logger<'_> {
         };
         let places = shown.chain.iter().flat_map(all);
         let looks = (0..shown.chain.len() * flow.frames()).flat_map(|_| colors.iter().copied().map(rgb));
-        let columns =
-            Points3D::update_fields().with_positions(places).with_colors(looks).columns(vec![n; shown.chain.len()]);
+        let columns = Points3D::update_fields().with_positions(places).with_colors(looks).columns(vec![
+            n;
+            shown
+                .chain
+                .len(
+                )
+        ]);
         let steps = TimeColumn::new_sequence(DENOISE, 0..shown.chain.len() as i64);
         let entity = "denoise/flow";
         self.rec.send_columns(entity, [steps], columns.encode(entity)?).encode(entity)?;
@@ -340,8 +351,9 @@ impl Logger<'_> {
             }
             let strips = these().flat_map(finger_lines);
             let strips = strips.map(|line| LineStrip3D::from_iter(line.iter().map(position)));
-            let grasps =
-                LineStrips3D::new(strips).with_colors([rgb(color)]).with_radii([Radius::new_ui_points(width)]);
+            let grasps = LineStrips3D::new(strips)
+                .with_colors([rgb(color)])
+                .with_radii([Radius::new_ui_points(width)]);
             self.once(&format!("world/grasps/{name}"), &grasps)?;
         }
         let at = |p: &TimedPose| position(&p.pose.translation.vector.into());
@@ -372,8 +384,9 @@ impl Logger<'_> {
                 LineStrips3D::update_fields().with_strips((0..frames).map(way)).columns_of_unit_batches();
             self.columns("world/ee/executed", 0..frames, columns)?;
             let color = scene.success.map_or([255, 255, 255], verdict_color);
-            let looks =
-                LineStrips3D::update_fields().with_colors([rgb(color)]).with_radii([Radius::new_ui_points(2.0)]);
+            let looks = LineStrips3D::update_fields()
+                .with_colors([rgb(color)])
+                .with_radii([Radius::new_ui_points(2.0)]);
             self.fixed("world/ee/executed", &[&looks])?;
         }
         Ok(())
@@ -401,11 +414,13 @@ impl Logger<'_> {
 
     fn plot(&self, name: &str, color: usize, values: &[f64]) -> Result<()> {
         let entity = format!("plot/{name}");
-        let finite: Vec<(usize, f64)> = values.iter().copied().enumerate().filter(|(_, v)| v.is_finite()).collect();
+        let finite: Vec<(usize, f64)> =
+            values.iter().copied().enumerate().filter(|(_, v)| v.is_finite()).collect();
         if finite.is_empty() {
             return Ok(());
         }
-        let columns = Scalars::update_fields().with_scalars(finite.iter().map(|(_, v)| *v)).columns_of_unit_batches();
+        let columns =
+            Scalars::update_fields().with_scalars(finite.iter().map(|(_, v)| *v)).columns_of_unit_batches();
         self.columns(&entity, finite.iter().map(|(t, _)| *t), columns)?;
         log_curve_style(self.rec, &entity, name, color).encode(&entity)
     }
@@ -423,7 +438,8 @@ impl Logger<'_> {
                 let word = if verdict.accepted { "accepts" } else { "rejects" };
                 let score = verdict.score.map(|s| format!(" ({s:.2})")).unwrap_or_default();
                 let text = format!("{} {word} sample {k}{score} {}", verdict.judge, verdict.reason);
-                let line = TextLog::new(text.trim_end()).with_level(if verdict.accepted { "INFO" } else { "WARN" });
+                let line =
+                    TextLog::new(text.trim_end()).with_level(if verdict.accepted { "INFO" } else { "WARN" });
                 let color = rgb(verdict_color(verdict.accepted));
                 // An entity per judge and sample: rows of one entity at one time would replace each other.
                 let entity = format!("verdict/{k}/{}", part(&verdict.judge));

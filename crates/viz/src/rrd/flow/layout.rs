@@ -55,7 +55,8 @@ pub(super) fn book(shown: &Shown) -> Book {
         tabs.push(compare(shown, &mut properties));
     }
     if shown.has_chain {
-        let view = space("out of the noise", "denoise", &["+ $origin/**", "+ /world/scene"], shown, &mut properties);
+        let view =
+            space("out of the noise", "denoise", &["+ $origin/**", "+ /world/scene"], shown, &mut properties);
         tabs.push(Horizontal::new([view]).with_name("denoise").into());
     }
     let time = TimePanel::new()
@@ -69,7 +70,8 @@ pub(super) fn book(shown: &Shown) -> Book {
 
 /// The scene in space; the camera with tracks and the judged picture; errors, phases, the card.
 fn plan(shown: &Shown, properties: &mut Properties) -> ContainerLike {
-    let mut contents = vec!["+ /world/**".to_owned(), "- /world/cam/depth".into(), "- /world/cam/tracks/**".into()];
+    let mut contents =
+        vec!["+ /world/**".to_owned(), "- /world/cam/depth".into(), "- /world/cam/tracks/**".into()];
     // The other samples have a tab of their own.
     contents.push("- /world/flow/pred/**".into());
     contents.push(format!("+ /world/flow/pred/{}/**", shown.chosen));
@@ -111,7 +113,10 @@ fn plan(shown: &Shown, properties: &mut Properties) -> ContainerLike {
     lower.push(TextDocumentView::new("card").with_origin("card").into());
     shares.push(1.2);
     let lower = Horizontal::new(lower).with_column_shares(shares);
-    Vertical::new([ContainerLike::from(upper), lower.into()]).with_row_shares([2.6, 1.0]).with_name("plan").into()
+    Vertical::new([ContainerLike::from(upper), lower.into()])
+        .with_row_shares([2.6, 1.0])
+        .with_name("plan")
+        .into()
 }
 
 /// One view per sample, each with the truth.

@@ -24,7 +24,6 @@ mod layout;
 
 use std::path::Path;
 
-use super::OrEncode;
 use super::file::RrdFile;
 use super::stream::Stream;
 use crate::error::Result;
@@ -85,6 +84,3 @@ impl Drop for FlowRrd {
         let _ = self.finish();
     }
 }
-
-#[cfg(test)]
-mod tests;
