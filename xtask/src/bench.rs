@@ -1,5 +1,5 @@
 //! `cargo xtask bench ops`: our operations and training steps beside PyTorch's; `cargo xtask bench libero`: our LIBERO
-//! beside Python's. See `benches/`.
+//! beside Python's; `cargo xtask bench flow`: planning from flow beside SciPy. See `benches/`.
 
 use crate::{
     error::{Error, Result},
@@ -23,6 +23,12 @@ cargo xtask bench libero [--task SUITE_N]... [--rounds N]
 Control steps and resets of our LIBERO beside Python's, in turns, one thread each, with the same MuJoCo and GL. Fetches
 Python LIBERO once (1 GB) and writes the task packs that it needs. Default tasks: libero_spatial_0, libero_object_1 and
 libero_goal_0.
+
+cargo xtask bench flow [--rounds N] [--scenes N] [--alone]
+
+Chunks of hand poses from a flow beside SciPy, which minimises the same costs of the same inputs, in turns, one thread each;
+and the time of a robust rigid fit. SciPy is fetched into a virtual environment of its own, once (about 200 MB on disk).
+--alone leaves it out.
 ";
 
 /// One task of each suite of single steps.
@@ -31,11 +37,15 @@ const LIBERO_TASKS: [&str; 3] = ["libero_spatial_0", "libero_object_1", "libero_
 /// The version that is compared.
 const TORCH: &str = "torch==2.15.0";
 
+/// The versions that are compared.
+const SCIPY: [&str; 2] = ["scipy==1.17.1", "numpy==2.4.6"];
+
 /// Fetches PyTorch unless it is there or not wanted, builds the benchmark and runs it.
 pub fn run(paths: &Paths, args: &[String]) -> Result<()> {
     match args.split_first().map(|(what, rest)| (what.as_str(), rest)) {
         Some(("ops", rest)) => ops(paths, rest),
         Some(("libero", rest)) => beside_python_libero(paths, rest),
+        Some(("flow", rest)) => beside_scipy(paths, rest),
         _ => Err(wrong(&args.join(" "))),
     }
 }
@@ -90,21 +100,53 @@ fn beside_python_libero(paths: &Paths, rest: &[String]) -> Result<()> {
     process::loud(&mut cargo, "what is wrong is above")
 }
 
+fn beside_scipy(paths: &Paths, rest: &[String]) -> Result<()> {
+    let alone = rest.iter().any(|arg| arg == "--alone");
+    let mut cargo = process::cargo(&paths.root);
+    cargo.args(["run", "--release", "--package", "efference-bench-flow", "--bin", "bench-flow", "--"]);
+    cargo.args(rest.iter().filter(|arg| *arg != "--alone"));
+    if !alone {
+        cargo.arg("--peer").arg(scipy(&paths.root)?);
+    }
+    // One thread for everything.
+    for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"] {
+        cargo.env(name, "1");
+    }
+    process::loud(&mut cargo, "what is wrong is above; `--alone` runs without SciPy")
+}
+
+/// The interpreter of an environment that has SciPy.
+fn scipy(root: &Path) -> Result<PathBuf> {
+    let folder = root.join("target/bench/scipy");
+    let version = SCIPY[0].trim_start_matches("scipy==");
+    let check = "import scipy, sys; sys.exit(scipy.__version__ != sys.argv[1])";
+    environment(&folder, (check, version), &SCIPY, "SciPy", "200 MB")
+}
+
 /// The interpreter of an environment that has PyTorch.
 fn torch(root: &Path) -> Result<PathBuf> {
     let folder = root.join("target/bench/torch");
+    let version = TORCH.trim_start_matches("torch==");
+    let check = "import torch, sys; sys.exit(torch.__version__.split('+')[0] != sys.argv[1])";
+    environment(&folder, (check, version), &[TORCH, "numpy"], "PyTorch", "5 GB")
+}
+
+/// The interpreter of a virtual environment, which is made unless it passes a check.
+fn environment(
+    folder: &Path,
+    (check, version): (&str, &str),
+    packages: &[&str],
+    name: &str,
+    size: &str,
+) -> Result<PathBuf> {
     let python = folder.join("bin/python");
-    let works = Command::new(&python)
-        .args(["-c", "import torch, sys; sys.exit(torch.__version__.split('+')[0] != sys.argv[1])"])
-        .arg(TORCH.trim_start_matches("torch=="))
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !works {
-        println!("fetching PyTorch into {} (about 5 GB on disk, once)", folder.display());
-        let hint = "Python 3 with venv and pip is needed, and 5 GB of disk";
-        process::loud(Command::new("python3").args(["-m", "venv"]).arg(&folder), hint)?;
+    let works = Command::new(&python).args(["-c", check, version]).output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        println!("fetching {name} into {} (about {size} on disk, once)", folder.display());
+        let hint = "Python 3 with venv and pip is needed, and the disk space";
+        process::loud(Command::new("python3").args(["-m", "venv"]).arg(folder), hint)?;
         let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", TORCH, "numpy"]);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
         process::loud(&mut pip, hint)?;
     }
     Ok(python)

@@ -33,6 +33,7 @@ cargo xtask TASK
                     docs/performance.md; --build only makes the program, to carry it to such a machine
   bench ops [ARG]   operations and training steps beside PyTorch, which it fetches (5 GB); --alone without
   bench libero      LIBERO's control steps and resets beside Python LIBERO, which it fetches (1 GB)
+  bench flow        planning from flow beside SciPy, which it fetches (200 MB); --alone without
   ci                what CI runs: formatting, lints, documentation, test
 
 EFFERENCE_MUJOCO=x.y.z chooses another MuJoCo for setup and build (its checksum is recorded, not pinned).

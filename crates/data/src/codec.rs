@@ -8,6 +8,7 @@ use image::codecs::png::{CompressionType, FilterType, PngDecoder, PngEncoder};
 use image::{ColorType, ExtendedColorType, ImageDecoder, ImageEncoder, Limits, RgbImage};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::episode::{ACTION_DIM, Episode, EpisodeMeta, PROPRIO_DIM, States, is_camera_name};
@@ -79,7 +80,11 @@ pub fn encode(episode: &Episode) -> Result<Vec<u8>> {
 /// [`Error::Header`], [`Error::Version`], [`Error::NoField`], [`Error::Field`], [`Error::Offset`],
 /// [`Error::Picture`], [`Error::Invalid`]: whatever the bytes are, never a panic.
 pub fn decode(bytes: &[u8], path: &Path) -> Result<Episode> {
-    let file = File::open(bytes, path)?;
+    let file = File::<Header>::open(bytes, path, HEADER_KEY, FORMAT_VERSION)?;
+    if let Some(name) = file.header.cameras.keys().find(|name| !is_camera_name(name)) {
+        let problem = format!("`{name}` is not a camera name");
+        return Err(Error::Header { path: path.into(), problem });
+    }
     let (steps, actions) = file.rows::<ACTION_DIM>("actions", None)?;
     let (_, proprio) = file.rows::<PROPRIO_DIM>("proprio", Some(steps))?;
     let rewards = file.values("rewards", Dtype::F32, &[Some(steps)])?.1;
@@ -103,37 +108,39 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Episode> {
 }
 
 /// A parsed file: the header is checked, the tensors are still bytes.
-struct File<'a> {
+pub(crate) struct File<'a, H> {
     path: &'a Path,
     tensors: SafeTensors<'a>,
-    header: Header,
+    pub(crate) header: H,
 }
 
-impl<'a> File<'a> {
-    fn open(bytes: &'a [u8], path: &'a Path) -> Result<Self> {
+impl<'a, H: DeserializeOwned> File<'a, H> {
+    /// `key`: of our JSON text in the safetensors header; `version`: the one that its `format_version` must be.
+    pub(crate) fn open(bytes: &'a [u8], path: &'a Path, key: &str, version: u64) -> Result<Self> {
         let broken = |problem: String| Error::Header { path: path.into(), problem };
         let (_, layout) = SafeTensors::read_metadata(bytes).map_err(|e| broken(e.to_string()))?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
-        let text = layout.metadata().as_ref().and_then(|m| m.get(HEADER_KEY));
-        let text = text.ok_or_else(|| broken(format!("its header has no `{HEADER_KEY}`")))?;
+        let text = layout.metadata().as_ref().and_then(|m| m.get(key));
+        let text = text.ok_or_else(|| broken(format!("its header has no `{key}`")))?;
         // The version first: another version's header may have other fields.
         let json: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
+            serde_json::from_str(text).map_err(|e| broken(format!("`{key}`: {e}")))?;
         let got = json.get("format_version").and_then(serde_json::Value::as_u64);
-        let got = got.ok_or_else(|| broken(format!("`{HEADER_KEY}` has no `format_version`")))?;
-        if got != FORMAT_VERSION {
-            return Err(Error::Version { path: path.into(), got, expected: FORMAT_VERSION });
+        let got = got.ok_or_else(|| broken(format!("`{key}` has no `format_version`")))?;
+        if got != version {
+            return Err(Error::Version { path: path.into(), got, expected: version });
         }
-        let header: Header =
-            serde_json::from_value(json).map_err(|e| broken(format!("`{HEADER_KEY}`: {e}")))?;
-        if let Some(name) = header.cameras.keys().find(|name| !is_camera_name(name)) {
-            return Err(broken(format!("`{name}` is not a camera name")));
-        }
+        let header = serde_json::from_value(json).map_err(|e| broken(format!("`{key}`: {e}")))?;
         Ok(Self { path, tensors, header })
     }
 
     /// A tensor of the given type whose shape fits `pattern` (`None`: any length).
-    fn tensor(&self, field: &str, dtype: Dtype, pattern: &[Option<usize>]) -> Result<TensorView<'a>> {
+    pub(crate) fn tensor(
+        &self,
+        field: &str,
+        dtype: Dtype,
+        pattern: &[Option<usize>],
+    ) -> Result<TensorView<'a>> {
         let missing = |_| Error::NoField { path: self.path.into(), field: field.into() };
         let tensor = self.tensors.tensor(field).map_err(missing)?;
         let shape = tensor.shape();
@@ -152,7 +159,7 @@ impl<'a> File<'a> {
     }
 
     /// Shape and numbers of a tensor.
-    fn values<N: Number>(
+    pub(crate) fn values<N: Number>(
         &self,
         field: &str,
         dtype: Dtype,
@@ -199,7 +206,7 @@ impl<'a> File<'a> {
 }
 
 /// A number stored in little-endian order.
-trait Number: Copy {
+pub(crate) trait Number: Copy {
     fn from_le(bytes: &[u8]) -> Self;
     fn extend_le(self, out: &mut Vec<u8>);
 }
@@ -220,36 +227,45 @@ macro_rules! number {
 }
 number!(f32, f64, u32, i64);
 
-fn le_bytes<N: Number>(values: &[N]) -> Vec<u8> {
+pub(crate) fn le_bytes<N: Number>(values: &[N]) -> Vec<u8> {
     let mut out = Vec::with_capacity(size_of_val(values));
     values.iter().for_each(|v| v.extend_le(&mut out));
     out
 }
 
 fn png_encode(image: &RgbImage) -> Result<Vec<u8>> {
+    png_encode_raw(image, image.dimensions(), ExtendedColorType::Rgb8)
+}
+
+/// `pixels` as the image crate wants them: rows from the top, 16-bit numbers in the machine's order.
+pub(crate) fn png_encode_raw(pixels: &[u8], size: (u32, u32), colour: ExtendedColorType) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    let (width, height) = image.dimensions();
     PngEncoder::new_with_quality(&mut out, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(image, width, height, ExtendedColorType::Rgb8)
+        .write_image(pixels, size.0, size.1, colour)
         .map_err(|e| Error::Header { path: "a PNG picture".into(), problem: e.to_string() })?;
     Ok(out)
 }
 
-/// Decodes after looking at type and size, so that a wrong header cannot claim memory.
 fn png_decode(bytes: &[u8], size: (u32, u32)) -> Result<RgbImage, String> {
+    let pixels = png_decode_raw(bytes, size, ColorType::Rgb8)?;
+    RgbImage::from_raw(size.0, size.1, pixels).ok_or_else(|| "pixels missing".to_string())
+}
+
+/// Decodes after looking at type and size, so that a wrong header cannot claim memory.
+pub(crate) fn png_decode_raw(bytes: &[u8], size: (u32, u32), colour: ColorType) -> Result<Vec<u8>, String> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE_PX);
     limits.max_image_height = Some(MAX_SIDE_PX);
     let decoder =
         PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(|e| format!("not a PNG: {e}"))?;
-    let (got, colour) = (decoder.dimensions(), decoder.color_type());
+    let (got, found) = (decoder.dimensions(), decoder.color_type());
     if got != size {
         return Err(format!("{}x{} px, the camera has {}x{} px", got.0, got.1, size.0, size.1));
     }
-    if colour != ColorType::Rgb8 {
-        return Err(format!("{colour:?} pixels, expected Rgb8"));
+    if found != colour {
+        return Err(format!("{found:?} pixels, expected {colour:?}"));
     }
     let mut pixels = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut pixels).map_err(|e| format!("broken PNG: {e}"))?;
-    RgbImage::from_raw(size.0, size.1, pixels).ok_or_else(|| "pixels missing".to_string())
+    Ok(pixels)
 }

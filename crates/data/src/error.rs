@@ -26,6 +26,26 @@ pub enum Error {
         problem: episode::Invalid,
     },
 
+    /// The flow episode contradicts itself, so it is neither stored nor returned.
+    #[error("{what}: {problem}")]
+    InvalidFlow {
+        /// Which episode: a file and its place in it, or its task.
+        what: String,
+        /// The contradiction.
+        problem: crate::flow::Invalid,
+    },
+
+    /// A set of flows was made in another way than what is to be added.
+    #[error("`{}` was made with other settings ({there}), not with {wanted}; choose another folder, or the same settings", path.display())]
+    OtherRecipe {
+        /// The folder.
+        path: PathBuf,
+        /// Its settings.
+        there: String,
+        /// What was asked for.
+        wanted: String,
+    },
+
     /// The folder has no `index.json`.
     #[error("`{}` holds no episodes: there is no `index.json` in it; give the folder that `efference demos … --out` made", path.display())]
     NotAStore {
@@ -185,15 +205,20 @@ impl Error {
         use Error::*;
         match self {
             Invalid { .. }
+            | InvalidFlow { .. }
             | Version { .. }
             | Missing { .. }
             | Size { .. }
             | Checksum { .. }
             | Header { .. } => true,
             NoField { .. } | Field { .. } | Offset { .. } | Picture { .. } => true,
-            Write(_) | Import(_) | NotAStore { .. } | Busy { .. } | AlreadyThere { .. } | Index { .. } => {
-                false
-            }
+            Write(_)
+            | Import(_)
+            | NotAStore { .. }
+            | Busy { .. }
+            | AlreadyThere { .. }
+            | OtherRecipe { .. }
+            | Index { .. } => false,
             NoEpisode { .. } | Read { .. } => false,
         }
     }

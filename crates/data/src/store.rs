@@ -327,6 +327,6 @@ fn read_checked(path: &Path, entry: &Entry) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn hex_digest(bytes: &[u8]) -> String {
+pub(crate) fn hex_digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

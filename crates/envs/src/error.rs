@@ -66,6 +66,32 @@ pub enum Error {
         got: usize,
     },
 
+    /// No motion of the object does the task without touching something.
+    #[error("no free motion was found for `{task}` in the scene of seed {seed}\n  hint: take another seed")]
+    NoMotion {
+        /// Family of the task.
+        task: &'static str,
+        /// Of the scene.
+        seed: u64,
+    },
+
+    /// The camera sees too little of the object.
+    #[error("the camera sees too little of the object of `{task}`, seed {seed}: {seen} of {wanted} points")]
+    Hidden {
+        /// Family of the task.
+        task: &'static str,
+        /// Of the scene.
+        seed: u64,
+        /// Points found.
+        seen: usize,
+        /// Points asked for.
+        wanted: usize,
+    },
+
+    /// Geometry that cannot be.
+    #[error(transparent)]
+    Geometry(#[from] efference_geometry::Error),
+
     /// Lists of the wrong length.
     #[error("{what}: expected {expected}, got {got}")]
     Length {

@@ -3,6 +3,7 @@
 //! - [`Env`]: reset, step, look, snapshot. Drawing is lazy: an image is made only when somebody asks for it.
 //! - [`VecEnv`]: many of them over threads; the results do not depend on how many threads.
 //! - [`tabletop`]: six manipulation tasks on one table, in MuJoCo.
+//! - [`flow`]: tasks in which one object is moved, with either of two arms, and exact flows of that object.
 //! - [`libero`]: the LIBERO benchmark, equal to the original step for step.
 //! - [`robosuite`], [`robosuite_import`]: people's recorded demonstrations, replayed and made into episodes.
 //!
@@ -18,11 +19,14 @@
 //! # }
 //! ```
 
+mod arm;
 mod env;
 mod error;
+pub mod flow;
 pub mod libero;
 pub mod robosuite;
 pub mod robosuite_import;
+mod shapes;
 pub mod tabletop;
 pub mod threads;
 mod vec_env;

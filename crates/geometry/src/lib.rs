@@ -10,13 +10,17 @@
 
 mod camera;
 pub mod cloud;
+pub mod conformance;
 mod error;
 mod flow;
+pub mod ik;
 pub mod metrics;
+pub mod plan;
 mod pose;
 pub mod render;
 pub mod rigid;
 mod sampling;
+pub mod sdf;
 pub mod solid;
 pub mod spline;
 pub mod tracks;
@@ -26,6 +30,9 @@ pub use camera::{Camera, CameraAxes, Intrinsics};
 pub use error::{Error, Result};
 pub use flow::{Flow3d, Frame};
 pub use nalgebra::{Isometry3, Point3, UnitQuaternion, Vector3};
-pub use pose::interpolate_isometry;
+pub use pose::{
+    PoseBounds, densify, interpolate_isometry, interpolate_poses, interpolation_steps, pose_distance,
+    pose_from_euler, pose_to_euler,
+};
 pub use sampling::{farthest_points, uniform_frames};
 pub use uvd::UvdCodec;

@@ -116,6 +116,9 @@ mjModel* em_model_load_string(const char* xml, int len, const em_asset* assets, 
 #define LAYERED(X)                                                                                       \
   X(body_pos, 3 * m->nbody)                                                                              \
   X(body_quat, 4 * m->nbody)                                                                             \
+  X(geom_size, 3 * m->ngeom)                                                                             \
+  X(geom_aabb, 6 * m->ngeom)                                                                             \
+  X(geom_rbound, m->ngeom)                                                                               \
   X(geom_friction, 3 * m->ngeom)                                                                         \
   X(geom_pos, 3 * m->ngeom)                                                                              \
   X(geom_quat, 4 * m->ngeom)                                                                             \
@@ -133,7 +136,9 @@ mjModel* em_model_load_string(const char* xml, int len, const em_asset* assets, 
   X(light_diffuse, 3 * m->nlight)                                                                        \
   X(light_specular, 3 * m->nlight)                                                                       \
   X(light_active, m->nlight)                                                                             \
-  X(light_castshadow, m->nlight)
+  X(light_castshadow, m->nlight)                                                                         \
+  X(geom_sameframe, m->ngeom)                                                                            \
+  X(site_sameframe, m->nsite)
 
 mjModel* em_model_layer(const mjModel* m) {
   // One block: the struct, then the arrays in falling order of alignment (the list above has doubles first).
@@ -183,7 +188,9 @@ void em_model_view_of(mjModel* m, em_model_view* v) {
       .timestep = &m->opt.timestep, .gravity = m->opt.gravity, .extent = &m->stat.extent,
       .qpos0 = m->qpos0, .jnt_range = m->jnt_range, .actuator_ctrlrange = m->actuator_ctrlrange,
       .body_mass = m->body_mass, .body_pos = m->body_pos, .body_quat = m->body_quat,
-      .body_subtreemass = m->body_subtreemass, .geom_size = m->geom_size, .geom_friction = m->geom_friction,
+      .body_subtreemass = m->body_subtreemass, .geom_size = m->geom_size, .geom_aabb = m->geom_aabb,
+      .geom_rbound = m->geom_rbound, .geom_sameframe = (unsigned char*)m->geom_sameframe,
+      .site_sameframe = (unsigned char*)m->site_sameframe, .geom_friction = m->geom_friction,
       .geom_pos = m->geom_pos, .geom_quat = m->geom_quat, .site_pos = m->site_pos, .site_quat = m->site_quat,
       .cam_pos = m->cam_pos, .cam_quat = m->cam_quat, .cam_fovy = m->cam_fovy, .light_pos = m->light_pos,
       .light_dir = m->light_dir,
@@ -298,6 +305,17 @@ int em_kinematics(const mjModel* m, mjData* d) {
     mj_flex(m, d);
     mj_tendon(m, d);
   });
+  return EM_OK;
+}
+
+int em_ray(const mjModel* m, const mjData* d, const double* from, const double* along, const unsigned char* groups,
+           int body_excluded, double* distance, int* geom) {
+  *geom = -1;
+#if mjVERSION_HEADER >= 3010000  // up to 3.4.0 the number is 340
+  GUARD(EM_ERROR, *distance = mj_ray(m, d, from, along, (const mjtByte*)groups, 1, body_excluded, geom, NULL));
+#else
+  GUARD(EM_ERROR, *distance = mj_ray(m, d, from, along, groups, 1, body_excluded, geom));
+#endif
   return EM_OK;
 }
 

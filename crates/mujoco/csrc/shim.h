@@ -26,11 +26,11 @@ typedef struct {
   // floats
   double *timestep, *gravity, *extent;
   double *qpos0, *jnt_range, *actuator_ctrlrange, *body_mass, *body_pos, *body_quat, *body_subtreemass;
-  double *geom_size, *geom_friction, *geom_pos, *geom_quat, *site_pos, *site_quat;
+  double *geom_size, *geom_aabb, *geom_rbound, *geom_friction, *geom_pos, *geom_quat, *site_pos, *site_quat;
   double *cam_pos, *cam_quat, *cam_fovy, *light_pos, *light_dir;
   float *geom_rgba, *site_rgba, *mat_rgba, *light_ambient, *light_diffuse, *light_specular;
   float *head_ambient, *head_diffuse, *head_specular;
-  unsigned char *light_active, *light_castshadow;
+  unsigned char *light_active, *light_castshadow, *geom_sameframe, *site_sameframe;
 } em_model_view;
 
 typedef struct {
@@ -100,6 +100,9 @@ int em_forward_position(const mjModel* m, mjData* d);
 int em_kinematics(const mjModel* m, mjData* d);
 int em_state_get(const mjModel* m, const mjData* d, double* out);
 int em_state_set(const mjModel* m, mjData* d, const double* in);
+// Distance in lengths of `along` to the first visible geom of the six groups' flags, -1 and geom -1 where nothing is.
+int em_ray(const mjModel* m, const mjData* d, const double* from, const double* along, const unsigned char* groups,
+           int body_excluded, double* distance, int* geom);
 int em_jac_site(const mjModel* m, mjData* d, int site, double* jacp, double* jacr);
 int em_jac_point(const mjModel* m, mjData* d, int body, const double* point, double* jacp, double* jacr);
 int em_mass_matrix(const mjModel* m, mjData* d, double* out);

@@ -6,6 +6,10 @@
 use crate::{Error, Model, Result, model::check};
 use std::ffi::c_int;
 
+/// MuJoCo's compiler marks geoms and sites whose frame is their body's, or partly so, and then does not read their own
+/// place or orientation; this (`mjSAMEFRAME_NONE`) takes the mark away.
+const FRAME_OF_ITS_OWN: u8 = 0;
+
 macro_rules! setters {
     ($($(#[$doc:meta])* $function:ident: [$type:ty; $n:literal], $array:ident of $count:ident;)*) => {$(
         $(#[$doc])*
@@ -25,14 +29,6 @@ impl Model {
         set_material_rgba: [f32; 4], mat_rgba of nmat;
         /// Sliding (unitless), torsional (m) and rolling (m) friction of a geom.
         set_geom_friction: [f64; 3], geom_friction of ngeom;
-        /// Place of a geom in its body's frame, metres. For looks: inertia is not recomputed.
-        set_geom_pos: [f64; 3], geom_pos of ngeom;
-        /// Orientation of a geom in its body's frame, wxyz, unit length. For looks: inertia is not recomputed.
-        set_geom_quat: [f64; 4], geom_quat of ngeom;
-        /// Place of a site in its body's frame, metres.
-        set_site_pos: [f64; 3], site_pos of nsite;
-        /// Orientation of a site in its body's frame, wxyz, unit length.
-        set_site_quat: [f64; 4], site_quat of nsite;
         /// Place of a body in its parent's frame, metres. Moves bodies that are fixed to the world.
         set_body_pos: [f64; 3], body_pos of nbody;
         /// Orientation of a body in its parent's frame, wxyz, unit length.
@@ -51,6 +47,59 @@ impl Model {
         set_light_diffuse: [f32; 3], light_diffuse of nlight;
         /// Specular colour of a light, each in 0..=1.
         set_light_specular: [f32; 3], light_specular of nlight;
+    }
+
+    /// Place of a geom in its body's frame, metres. Inertia is not recomputed.
+    pub fn set_geom_pos(&mut self, geom: usize, pos: [f64; 3]) {
+        self.write(self.view.geom_pos, self.view.ngeom, geom, pos);
+        self.write(self.view.geom_sameframe, self.view.ngeom, geom, [FRAME_OF_ITS_OWN]);
+    }
+
+    /// Orientation of a geom in its body's frame, wxyz, unit length. Inertia is not recomputed.
+    pub fn set_geom_quat(&mut self, geom: usize, quat: [f64; 4]) {
+        self.write(self.view.geom_quat, self.view.ngeom, geom, quat);
+        self.write(self.view.geom_sameframe, self.view.ngeom, geom, [FRAME_OF_ITS_OWN]);
+    }
+
+    /// Place of a site in its body's frame, metres.
+    pub fn set_site_pos(&mut self, site: usize, pos: [f64; 3]) {
+        self.write(self.view.site_pos, self.view.nsite, site, pos);
+        self.write(self.view.site_sameframe, self.view.nsite, site, [FRAME_OF_ITS_OWN]);
+    }
+
+    /// Orientation of a site in its body's frame, wxyz, unit length.
+    pub fn set_site_quat(&mut self, site: usize, quat: [f64; 4]) {
+        self.write(self.view.site_quat, self.view.nsite, site, quat);
+        self.write(self.view.site_sameframe, self.view.nsite, site, [FRAME_OF_ITS_OWN]);
+    }
+
+    /// Size of a sphere, capsule, cylinder or box in metres, as [`Model::geom_size`]. Inertia is not recomputed, nor the
+    /// tree of boxes with which MuJoCo sorts out a body's many geoms: scenes whose colliding geoms change their size
+    /// switch that off, `<flag midphase="disable"/>`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for another kind of geom, or a size that is not positive and finite.
+    pub fn set_geom_size(&mut self, geom: usize, size: [f64; 3]) -> Result<()> {
+        let [a, b, c] = size;
+        let (used, bound, half) = match self.geom_type(geom) {
+            2 => (1, a, [a; 3]),
+            3 => (2, a + b, [a, a, a + b]),
+            5 => (2, a.hypot(b), [a, a, b]),
+            6 => (3, a.hypot(b).hypot(c), size),
+            other => {
+                let expected = "a sphere, capsule, cylinder or box";
+                return Err(Error::Value { what: "geom to resize", expected, got: format!("type {other}") });
+            }
+        };
+        if !size[..used].iter().all(|s| *s > 0.0 && s.is_finite()) {
+            let expected = "positive numbers of metres";
+            return Err(Error::Value { what: "geom size", expected, got: format!("{size:?}") });
+        }
+        let [x, y, z] = half;
+        self.write(self.view.geom_size, self.view.ngeom, geom, size);
+        self.write(self.view.geom_aabb, self.view.ngeom, geom, [0.0, 0.0, 0.0, x, y, z]);
+        self.write(self.view.geom_rbound, self.view.ngeom, geom, [bound]);
+        Ok(())
     }
 
     /// Vertical field of view of a camera in degrees, between 0 and 180.

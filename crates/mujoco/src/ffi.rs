@@ -79,6 +79,8 @@ pub struct ModelView {
     pub body_quat: *mut c_double,
     pub body_subtreemass: *mut c_double,
     pub geom_size: *mut c_double,
+    pub geom_aabb: *mut c_double,
+    pub geom_rbound: *mut c_double,
     pub geom_friction: *mut c_double,
     pub geom_pos: *mut c_double,
     pub geom_quat: *mut c_double,
@@ -100,6 +102,8 @@ pub struct ModelView {
     pub head_specular: *mut f32,
     pub light_active: *mut c_uchar,
     pub light_castshadow: *mut c_uchar,
+    pub geom_sameframe: *mut c_uchar,
+    pub site_sameframe: *mut c_uchar,
 }
 
 #[repr(C)]
@@ -229,6 +233,16 @@ unsafe extern "C" {
     pub fn em_kinematics(m: *const RawModel, d: *mut RawData) -> c_int;
     pub fn em_state_get(m: *const RawModel, d: *const RawData, out: *mut c_double) -> c_int;
     pub fn em_state_set(m: *const RawModel, d: *mut RawData, state: *const c_double) -> c_int;
+    pub fn em_ray(
+        m: *const RawModel,
+        d: *const RawData,
+        from: *const c_double,
+        along: *const c_double,
+        groups: *const c_uchar,
+        body_excluded: c_int,
+        distance: *mut c_double,
+        geom: *mut c_int,
+    ) -> c_int;
     pub fn em_jac_site(
         m: *const RawModel,
         d: *mut RawData,

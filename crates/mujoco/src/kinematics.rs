@@ -171,6 +171,30 @@ impl Data {
         self.done("mass_block", status)
     }
 
+    /// The first geom that a ray meets, and where: distance in lengths of `along`, at least 0. `None` where nothing is.
+    /// Geoms of group 3 (colliding, not drawn) and fully transparent ones are passed through. Poses must be up to date.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when `along` is zero or a number is not finite.
+    pub fn ray(&self, from: [f64; 3], along: [f64; 3]) -> Result<Option<(f64, usize)>> {
+        const DRAWN: [u8; 6] = [1, 1, 1, 0, 0, 0];
+        let finite = from.iter().chain(&along).all(|x| x.is_finite());
+        // MuJoCo ends the call for directions shorter than 1e-15.
+        if !finite || along.iter().map(|x| x * x).sum::<f64>() < 1e-24 {
+            let got = format!("from {from:?} along {along:?}");
+            return Err(Error::Value { what: "ray", expected: "finite numbers and a direction", got });
+        }
+        let (mut distance, mut geom) = (0.0, -1);
+        // SAFETY: model and data belong together; three numbers are read from each place, six flags from the groups.
+        let status = unsafe {
+            let (model, data) = (self.model().raw(), self.raw());
+            let (from, along) = (from.as_ptr(), along.as_ptr());
+            ffi::em_ray(model, data, from, along, DRAWN.as_ptr(), -1, &mut distance, &mut geom)
+        };
+        self.done("ray", status)?;
+        Ok(usize::try_from(geom).ok().filter(|_| distance >= 0.0).map(|geom| (distance, geom)))
+    }
+
     /// Number of contacts, deformable bodies included.
     pub fn contact_count(&self) -> usize {
         // SAFETY: valid data.

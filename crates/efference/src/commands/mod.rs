@@ -10,6 +10,7 @@ mod doctor_libero;
 mod env_worker;
 mod eval;
 mod export;
+mod flow;
 mod quickstart;
 mod train;
 mod view;
@@ -44,6 +45,7 @@ commands! {
     Demos => demos,
     Compare => compare,
     Export => export,
+    Flow => flow,
     View => view,
     Algorithms => algorithms,
     Conformance => conformance,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use efference_data::RgbImage;
 use efference_mujoco::{Data, Error as SimError};
-use nalgebra::{Matrix3, Rotation3, UnitQuaternion};
+use nalgebra::Rotation3;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,10 @@ use super::scene::{Handle, Scene, Variant};
 use super::world::{self, Touches, World};
 use super::{CAMERAS, Quality, Task, arm, draw, look};
 use crate::env::image_of;
+use crate::shapes::{camera_view, geom_shapes, pose_of};
 use crate::{
-    ACTION_DIM, Action, CameraView, Env, EnvSpec, Error, GeomShape, NamedPose, Observation, Outcome, Pose,
-    Result, SceneState, ShapeKind, Snapshot,
+    ACTION_DIM, Action, Env, EnvSpec, Error, NamedPose, Observation, Outcome, Pose, Result, SceneState,
+    Snapshot,
 };
 
 /// Control steps per second, as in LIBERO.
@@ -377,7 +378,7 @@ impl Env for TabletopEnv {
     }
 
     fn scene_state(&self) -> SceneState {
-        let (model, data) = (self.data.model(), &self.data);
+        let data = &self.data;
         let body = |name: &str, body: usize| NamedPose {
             name: name.to_owned(),
             pose: Pose { position_m: data.body_pos(body), quat_wxyz: data.body_quat(body) },
@@ -388,42 +389,15 @@ impl Env for TabletopEnv {
             Pose { position_m: data.site_pos(self.scene.handle_site), quat_wxyz: [1.0, 0.0, 0.0, 0.0] };
         things.push(NamedPose { name: "drawer_handle".to_owned(), pose: handle });
         things.push(body("button_cap", self.scene.cap_body));
-        let mut geoms = Vec::new();
-        let (mut last_body, mut index) = (usize::MAX, 0);
-        for geom in 0..model.count(efference_mujoco::Kind::Geom) {
-            let owner = model.geom_body(geom);
-            index = if owner == last_body { index + 1 } else { 0 };
-            last_body = owner;
-            let kind = match model.geom_type(geom) {
-                2 => ShapeKind::Sphere,
-                3 => ShapeKind::Capsule,
-                5 => ShapeKind::Cylinder,
-                6 => ShapeKind::Box,
-                _ => continue,
-            };
-            let name = model.name(efference_mujoco::Kind::Body, owner).unwrap_or_default();
-            geoms.push(GeomShape {
-                name: format!("{name}/{index}"),
-                kind,
-                size_m: model.geom_size(geom),
-                rgba: model.geom_rgba(geom),
-                pose: pose_of(data.geom_pos(geom), data.geom_mat(geom)),
-            });
-        }
         let side = self.options.image_size;
-        let cameras = CAMERAS.iter().zip(self.cameras).map(|(name, id)| CameraView {
-            name: (*name).to_owned(),
-            size_px: [side, side],
-            intrinsics_px: model.camera_intrinsics_px(id, side, side),
-            pose: pose_of(data.camera_pos(id), data.camera_mat(id)),
-        });
+        let cameras = CAMERAS.iter().zip(self.cameras).map(|(name, id)| camera_view(data, name, id, side));
         let q = data.qpos();
         SceneState {
             time_secs: data.time_secs(),
             gripper: pose_of(data.site_pos(self.scene.grip), data.site_mat(self.scene.grip)),
             finger_opening_m: q[7] + q[8],
             things,
-            geoms,
+            geoms: geom_shapes(data),
             cameras: cameras.collect(),
         }
     }
@@ -431,12 +405,6 @@ impl Env for TabletopEnv {
     fn remaining(&self) -> f64 {
         self.task.remaining(&self.world())
     }
-}
-
-fn pose_of(position_m: [f64; 3], mat_row_major: [f64; 9]) -> Pose {
-    let rotation = Rotation3::from_matrix_unchecked(Matrix3::from_row_slice(&mat_row_major));
-    let q = UnitQuaternion::from_rotation_matrix(&rotation);
-    Pose { position_m, quat_wxyz: [q.w, q.i, q.j, q.k] }
 }
 
 fn check(

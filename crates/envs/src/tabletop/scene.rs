@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use efference_mujoco::Model;
 
 use super::Quality;
+use super::arm;
 use super::layout::Thing;
 use crate::Result;
+use crate::arm::Arm;
 
 /// Which variant of the scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,8 +49,7 @@ pub(crate) struct Scene {
     pub handle_geom: usize,
     pub cap_geom: usize,
     pub cap_body: usize,
-    /// Joint limits of the arm.
-    pub limits: [[f64; 2]; 7],
+    pub arm: Arm<7>,
     pub lights: [usize; 2],
 }
 
@@ -98,11 +99,6 @@ impl Scene {
             distractors.push(model.joint_id(name)?);
             distractor_geoms.push(model.geom_id(name)?);
         }
-        let mut limits = [[0.0; 2]; 7];
-        for (i, limits) in limits.iter_mut().enumerate() {
-            let joint = model.joint_id(&format!("joint{}", i + 1))?;
-            *limits = model.joint_limits(joint).unwrap_or([-3.0, 3.0]);
-        }
         let geom = |name| model.geom_id(name);
         let pads = [geom("pad_left")?, geom("pad_right")?];
         Ok(Self {
@@ -123,7 +119,7 @@ impl Scene {
             handle_geom: geom("handle")?,
             cap_geom: geom("button_cap")?,
             cap_body: model.body_id("button_cap")?,
-            limits,
+            arm: Arm::find(&model, arm::POSTURE)?,
             lights: [model.light_id("key")?, model.light_id("fill")?],
             model,
         })

@@ -28,6 +28,10 @@ pub(super) struct Case {
     tolerance: f64,
 }
 
+/// Outputs that tell what a case was made from: the motion behind noisy points, and which of them were spoilt. No input
+/// holds them, so nothing can compute them.
+const MADE_FROM: [&str; 3] = ["true_R", "true_t", "true_outliers"];
+
 /// Numbers by name, whatever their shape.
 pub type Numbers = BTreeMap<String, Vec<f64>>;
 
@@ -154,7 +158,11 @@ impl Case {
         let (mut worst, mut place) = (0.0f64, None);
         for (name, expected) in &self.outputs {
             let expected = code(expected);
-            let got = outputs.get(name.as_str()).ok_or_else(|| Failure::NotComputed(name.clone()))?;
+            let got = match outputs.get(name.as_str()) {
+                Some(got) => got,
+                None if MADE_FROM.contains(&name.as_str()) => continue,
+                None => return Err(Failure::NotComputed(name.clone())),
+            };
             if got.len() != expected.len() {
                 let (got, expected) = (got.len(), expected.len());
                 return Err(Failure::Length { name: name.clone(), got, expected });
