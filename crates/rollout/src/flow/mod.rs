@@ -37,7 +37,7 @@ pub use execute::{End, Event, ExecuteOptions, Trace, execute};
 pub use grasp::{Grasp, GraspShape, Gripper, grasp_candidates};
 pub use judge::{
     Judge, JudgeError, JudgeQuestion, JudgeSample, JudgeTraining, LearnedJudge, PredicateJudge, TrainReport,
-    Verdict, VlmJudge, VlmOptions, train_judge,
+    Verdict, VlmJudge, VlmOptions, judge_samples, train_judge,
 };
 pub use picture::{FinalPicture, draw_final};
 pub use plan::{Examined, GraspCheck, GraspPlan, NoGrasp, PlanOptions, plan_grasp};
