@@ -103,6 +103,12 @@ pub enum Error {
         /// What is documented.
         expected: String,
     },
+    /// A scene that cannot be given to the flow generator.
+    #[error("the query cannot be answered: {reason}")]
+    Query {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The tokenizer file is missing or broken.
     #[error("cannot load a tokenizer from {origin}: {reason}")]
     Tokenizer {

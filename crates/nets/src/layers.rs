@@ -22,6 +22,17 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// With zeros everywhere: what it adds to a residual stream is nothing at the start.
+    pub fn zeros(mut path: ParamPath<'_>, inputs: usize, outputs: usize) -> Result<Self> {
+        let weight = path.get("weight", &[outputs, inputs], Init::Constant(0.0))?;
+        Ok(Self { weight, bias: Some(path.get("bias", &[outputs], Init::Constant(0.0))?) })
+    }
+
+    /// With these numbers, of any float type.
+    pub fn of(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias: Some(bias) }
+    }
+
     /// [.., I] -> [.., O]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)

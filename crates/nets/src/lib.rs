@@ -1,7 +1,7 @@
 //! Networks with Hugging Face tensor names.
 //!
 //! Read [`vla`] first: the vision-language-action policy in the shape of OpenVLA-OFT, made of [`vit`] (vision
-//! encoder), [`llama`] (decoder) and [`projector`]s. Every weight is a named entry of [`params::ParamStore`].
+//! encoder), [`llama`] (decoder) and [`projector`]s. [`flow`] is the generator of 3D flow. Every weight is a named entry of [`params::ParamStore`].
 //! Everything that is trained goes through `efference_ops`.
 
 pub mod action;
@@ -9,6 +9,7 @@ pub mod config;
 pub mod conformance;
 pub mod episode_encoder;
 pub mod error;
+pub mod flow;
 mod layers;
 pub mod llama;
 pub mod params;

@@ -1,11 +1,12 @@
 //! Turns a policy and environments into trajectories.
 //!
 //! [`policy::VlaPolicy`] samples and scores action chunks through one forward path; [`collect::Collector`] plays planned
-//! episodes on many environments; [`demonstrate()`] lets the scripted expert play; [`seeds`] is where every random number comes from.
+//! episodes on many environments; [`flow`] plans from predicted 3D flow; [`demonstrate()`] lets the scripted expert play; [`seeds`] is where every random number comes from.
 
 pub mod collect;
 pub mod demonstrate;
 pub mod error;
+pub mod flow;
 pub mod libero;
 pub mod noise;
 pub mod policy;

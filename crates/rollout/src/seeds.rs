@@ -24,6 +24,8 @@ pub enum Purpose {
     Demonstrations = 7,
     /// The shuffled-embedding control.
     Shuffle = 8,
+    /// Points, predictions and motions of a trial that plans from flow.
+    Flow = 9,
 }
 
 /// The seed for `purpose` at `place` (for example iteration, episode, query) of the run seeded by `run`.

@@ -54,6 +54,15 @@ pub enum Error {
     /// A fused operation or the optimiser.
     #[error(transparent)]
     Op(#[from] Box<efference_ops::Error>),
+    /// Geometry of points and cameras.
+    #[error(transparent)]
+    Geometry(#[from] Box<efference_geometry::Error>),
+    /// Episodes of flow that cannot be learned from or predicted.
+    #[error("flow: {reason}")]
+    Flow {
+        /// Which, and why.
+        reason: String,
+    },
     /// A tensor operation.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
@@ -148,5 +157,6 @@ boxed!(
     efference_envs::Error,
     efference_objectives::Error,
     efference_nets::Error,
+    efference_geometry::Error,
     efference_ops::Error
 );

@@ -8,6 +8,7 @@ pub mod decisions;
 pub mod device;
 pub mod error;
 pub mod evaluate;
+pub mod flow;
 mod focus;
 pub mod heldout;
 pub mod metrics;

@@ -27,6 +27,8 @@ pub struct OptimiserSettings {
     pub kind: Kind,
     /// Average of the weights, if one is kept.
     pub ema: Option<EmaConfig>,
+    /// Updates before gradients must reach every weight: layers that start at zero let none through at first.
+    pub reach_after: u64,
 }
 
 fn schedule(kind: &str, warmup_steps: usize, total_steps: usize) -> Schedule {
@@ -51,6 +53,7 @@ macro_rules! settings_of {
             schedule: schedule(&$config.schedule, $config.warmup_steps, $total),
             kind: Kind::default(),
             ema: None,
+            reach_after: 0,
         }
     };
 }
@@ -179,7 +182,7 @@ impl Optimiser {
         }
         self.skipped_in_a_row = 0;
         // A batch in which nothing is better than anything else has no gradient at all, which says nothing about reach.
-        if !self.reach_checked && norm.norm > 0.0 {
+        if !self.reach_checked && norm.norm > 0.0 && self.updates >= self.settings.reach_after {
             let names = grads.unreached(self.inner.names())?;
             if !names.is_empty() {
                 return Err(Error::Unreached { stage: self.settings.stage, names });

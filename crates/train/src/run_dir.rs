@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use efference_data::atomic;
 
-use crate::config::{ConfigError, TrainConfig};
+use crate::config::{ConfigError, RunConfig, TrainConfig};
 
 /// Why a run folder could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,16 +80,24 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError`]: folder taken, not writable, in use, disk full.
     pub fn create(config: &TrainConfig, taken: Taken) -> Result<Self, RunDirError> {
-        let out = Path::new(&config.run.out);
+        Self::create_as(&config.run, &config.to_toml()?, taken)
+    }
+
+    /// Makes `out/name` of `[run]` and writes the text of a configuration into it.
+    ///
+    /// # Errors
+    /// As [`RunDir::create`].
+    pub fn create_as(run: &RunConfig, text: &str, taken: Taken) -> Result<Self, RunDirError> {
+        let out = Path::new(&run.out);
         fs::create_dir_all(out).map_err(|e| atomic::Error::from_io("create", out, e))?;
         for n in 1u32.. {
-            let name = if n == 1 { config.run.name.clone() } else { format!("{}-{n}", config.run.name) };
+            let name = if n == 1 { run.name.clone() } else { format!("{}-{n}", run.name) };
             let root = out.join(name);
             match (Self::claim(&root), taken) {
                 (Err(RunDirError::NotEmpty { .. } | RunDirError::InUse { .. }), Taken::Suffix) => {}
                 (Err(error), _) => return Err(error),
                 (Ok(run), _) => {
-                    run.write_config(config).inspect_err(|_| {
+                    run.write_config_text(text).inspect_err(|_| {
                         // A folder without a configuration is no run; the first error is the one to report.
                         let _ = fs::remove_dir_all(run.root());
                     })?;
@@ -97,7 +105,7 @@ impl RunDir {
                 }
             }
         }
-        Err(RunDirError::NotEmpty { path: out.join(&config.run.name) })
+        Err(RunDirError::NotEmpty { path: out.join(&run.name) })
     }
 
     /// Opens an existing run and its configuration, with `overrides` applied.
@@ -110,9 +118,20 @@ impl RunDir {
             return Err(RunDirError::NotARun { path: root.into() });
         }
         let config = TrainConfig::load(&file, overrides)?;
+        Ok((Self::open(root)?, config))
+    }
+
+    /// Opens an existing run, whatever its configuration says.
+    ///
+    /// # Errors
+    /// [`RunDirError`]: not a run, in use, not writable.
+    pub fn open(root: &Path) -> Result<Self, RunDirError> {
+        if !root.join("config.toml").is_file() {
+            return Err(RunDirError::NotARun { path: root.into() });
+        }
         let run = Self { root: root.into(), _lock: lock(root)? };
         atomic::remove_stale(root)?;
-        Ok((run, config))
+        Ok(run)
     }
 
     /// Takes a folder that is new or empty.
@@ -134,7 +153,11 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError::Write`].
     pub fn write_config(&self, config: &TrainConfig) -> Result<(), RunDirError> {
-        Ok(atomic::write_file(&self.config_file(), config.to_toml()?.as_bytes())?)
+        self.write_config_text(&config.to_toml()?)
+    }
+
+    fn write_config_text(&self, text: &str) -> Result<(), RunDirError> {
+        Ok(atomic::write_file(&self.config_file(), text.as_bytes())?)
     }
 
     /// Replaces `summary.json`.

@@ -25,6 +25,7 @@ fn settings() -> OptimiserSettings {
         schedule,
         kind: OptimizerConfig::default(),
         ema: None,
+        reach_after: 0,
     }
 }
 

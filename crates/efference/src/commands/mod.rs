@@ -11,6 +11,7 @@ mod doctor_libero;
 mod env_worker;
 mod eval;
 mod export;
+mod flow;
 mod quickstart;
 mod train;
 mod view;
@@ -46,6 +47,7 @@ commands! {
     Data => data,
     Compare => compare,
     Export => export,
+    Flow => flow,
     View => view,
     Algorithms => algorithms,
     Conformance => conformance,

@@ -7,7 +7,7 @@ mod names;
 mod open;
 mod resolve;
 mod sections;
-mod settings;
+pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +27,50 @@ use resolve::Source;
 /// The settings of a whole configuration, for printing.
 pub fn fields() -> Vec<Field> {
     TrainConfig::fields()
+}
+
+/// A configuration of any kind from `text`, with `overrides` applied and defaults filled in; `file` names it in messages.
+/// `cross_check` adds what no single setting can say about itself.
+///
+/// # Errors
+/// As [`TrainConfig::load`], except for reading.
+pub(crate) fn read<T: Section + serde::de::DeserializeOwned>(
+    file: &Path,
+    text: &str,
+    overrides: &[String],
+    cross_check: impl FnOnce(&T, &Blame<'_>, &mut Vec<Problem>),
+) -> Result<T, ConfigError> {
+    let fields = T::fields();
+    let mut source = Source::parse(file, text)?;
+    source.known = fields.clone();
+    for text in overrides {
+        source.set(text, &fields)?;
+    }
+    let mut problems = Vec::new();
+    source.check(&source.tree, &fields, "", &mut problems);
+    if !problems.is_empty() {
+        return Err(ConfigError::Invalid { problems });
+    }
+    let config: T = toml::Value::Table(source.tree.clone()).try_into().map_err(|e: toml::de::Error| {
+        ConfigError::Syntax { place: Place::Default, message: e.message().into() }
+    })?;
+    cross_check(&config, &Blame(&source), &mut problems);
+    if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
+}
+
+/// Says where a setting that is wrong was written.
+pub(crate) struct Blame<'s>(&'s Source);
+
+impl Blame<'_> {
+    /// What is wrong with `field`, and what to do about it.
+    pub(crate) fn problem(
+        &self,
+        field: &str,
+        what: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Problem {
+        self.0.problem(field, what, help)
+    }
 }
 
 impl TrainConfig {
@@ -188,8 +232,13 @@ fn wrapped(text: &str) -> String {
 
 /// The table of settings, section by section, as `efference train --help` prints it.
 pub fn settings_table() -> String {
+    table_of(fields())
+}
+
+/// As [`settings_table`], for other settings.
+pub(crate) fn table_of(fields: Vec<Field>) -> String {
     let mut out = String::new();
-    let mut sections = vec![("".to_string(), fields())];
+    let mut sections = vec![("".to_string(), fields)];
     while let Some((path, fields)) = sections.pop() {
         let rows: Vec<&Field> = fields.iter().filter(|f| !matches!(f.kind, Kind::Table(_))).collect();
         if !rows.is_empty() {

@@ -17,6 +17,8 @@ use super::settings::{Check, Field, Kind};
 /// The merged tree and where each part of it was written.
 pub(super) struct Source {
     pub(super) tree: Table,
+    /// All settings there are, to say where a key that is unknown here belongs.
+    pub(super) known: Vec<Field>,
     places: BTreeMap<String, Place>,
 }
 
@@ -28,7 +30,7 @@ impl Source {
         let mut places = BTreeMap::new();
         remember(spanned.get_ref(), "", &place, &mut places);
         let tree = text.parse::<Table>().map_err(|e| syntax(&e, place(e.span().unwrap_or(0..0))))?;
-        Ok(Self { tree, places })
+        Ok(Self { tree, known: super::fields(), places })
     }
 
     /// Applies one `section.key=value`. The value is read as TOML; a bare word is text, and `a,b` is a list
@@ -97,7 +99,7 @@ impl Source {
                     let known: Vec<String> = fields.iter().map(|f| joined(path, f.name)).collect();
                     let what =
                         if path.is_empty() && value.is_table() { "unknown section" } else { "unknown key" };
-                    let elsewhere = all_paths(&super::fields(), "");
+                    let elsewhere = all_paths(&self.known, "");
                     out.push(self.problem(&here, what, suggest_key(key, path, &known, &elsewhere)));
                 }
             }
