@@ -10,6 +10,7 @@ pub mod episode;
 mod error;
 pub mod flow;
 pub mod libero;
+pub mod npy;
 pub mod robomimic;
 pub mod store;
 
