@@ -3,8 +3,8 @@
 
 use efference_data::flow::{FlowEpisode, FlowSource, check};
 use efference_envs::flow::{
-    ArmKind, FRAMES, FlowEnv, FlowOptions, FlowTask, GenerateOptions, Layout, POINTS, Recipe, eval_seed,
-    generate, train_seed,
+    ArmKind, FRAMES, FlowEnv, FlowOptions, FlowTask, GenerateOptions, Layout, POINTS, eval_seed, generate,
+    train_seed,
 };
 use efference_envs::{Env, Error};
 use efference_geometry::{Isometry3, Vector3};

@@ -69,6 +69,16 @@ thread_local! {
 
 impl Recipe for GenerateOptions {
     fn episode(&self, index: u64) -> Result<FlowEpisode> {
+        self.episode(index)
+    }
+}
+
+impl GenerateOptions {
+    /// The `index`-th episode.
+    ///
+    /// # Errors
+    /// [`Error::Hidden`] and [`Error::NoMotion`] for scenes that give none; [`Error::Option`] without a family or arm.
+    pub fn episode(&self, index: u64) -> Result<FlowEpisode> {
         let missing = |field, expected| Error::Option { field, expected, got: "none".to_owned() };
         let tasks = self.tasks.len() as u64;
         if tasks == 0 {

@@ -33,8 +33,8 @@ pub(crate) struct Args {
     #[arg(long = "task", value_name = "ID", value_parser = PossibleValuesParser::new(FlowTask::ids()).try_map(|id| FlowTask::from_id(&id)))]
     tasks: Vec<FlowTask>,
     /// Instead of the workbench, scenes of this LIBERO suite, of the task packs that are there; may be repeated
-    #[arg(long = "suite", value_name = "NAME", conflicts_with_all = ["tasks", "arms", "eval"], value_parser = PossibleValuesParser::new(Suite::ALL.map(Suite::name)))]
-    suites: Vec<String>,
+    #[arg(long = "suite", value_name = "NAME", conflicts_with_all = ["tasks", "arms", "eval"])]
+    suites: Vec<Suite>,
     /// Arm that stands in the picture; may be repeated, then scenes have them in turn [default: both]
     #[arg(long = "arm", value_name = "ID", value_parser = PossibleValuesParser::new(["arm7", "arm6"]).try_map(|id| ArmKind::from_id(&id)))]
     arms: Vec<ArmKind>,
@@ -72,15 +72,14 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 /// All task packs of the suites that are there.
-fn packs(suites: &[String]) -> Result<Vec<Arc<Pack>>> {
+fn packs(suites: &[Suite]) -> Result<Vec<Arc<Pack>>> {
     let root = packs_dir();
     let mut all = Vec::new();
     for suite in suites {
         let before = all.len();
-        let tasks = Suite::ALL.into_iter().find(|s| s.name() == suite).map_or(0, |s| s.tasks().len());
-        for task in 0..tasks {
+        for task in 0..suite.len() {
             // Only some may have been exported.
-            if let Ok(dir) = Pack::find(&root, suite, task) {
+            if let Ok(dir) = Pack::find(&root, &suite.to_string(), task) {
                 all.push(Pack::open(dir)?);
             }
         }
