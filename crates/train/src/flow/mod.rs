@@ -34,4 +34,4 @@ pub use config::{
 pub use evaluate::{TaskMetrics, evaluate, text_table};
 pub use model::{BUILT_IN_FLOW, FlowModel, FlowSpec};
 pub use scene::Scene;
-pub use source::workbench_scenes;
+pub use source::{stored_scenes, workbench_scenes};
