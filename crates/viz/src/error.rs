@@ -75,6 +75,15 @@ pub enum Error {
         source: image::ImageError,
     },
 
+    /// A film could not be made.
+    #[error("cannot make the film {}: {reason}", path.display())]
+    Film {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+
     /// A chart could not be drawn.
     #[error("cannot draw the chart `{chart}`: {reason}")]
     Chart {

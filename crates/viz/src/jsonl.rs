@@ -32,7 +32,13 @@ impl JsonLines {
         Ok(Self { out })
     }
 
-    fn line(&mut self, value: &Value) -> Result<()> {
+    /// Brings everything to the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.out.sync().map_err(|e| self.out.write_error(e))
+    }
+
+    /// Writes one whole line.
+    pub(crate) fn line(&mut self, value: &Value) -> Result<()> {
         let line = format!("{value}\n");
         let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.commit());
         written.map_err(|e| {
@@ -100,7 +106,7 @@ impl Sink for JsonLines {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.out.sync().map_err(|e| self.out.write_error(e))
+        self.sync()
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -4,11 +4,15 @@
 //! this crate knows nothing of simulators or policies. Frames of reference: the world is right-handed with
 //! Z up, metres and radians; a [`Pose`] maps points of the thing to the world (`world_from_thing`).
 //!
+//! [`flow`] shows 3D flow: how objects move, how they were predicted to move.
+//!
 //! Three sinks share one face, [`Recorder`]: a `.rrd` file for the rerun viewer, JSON lines, and nothing.
 
 pub mod curves;
+mod draw;
 pub mod episode;
 pub mod error;
+pub mod flow;
 mod jsonl;
 mod output;
 pub mod recorder;
@@ -19,6 +23,12 @@ pub mod sheet;
 pub mod stats;
 pub mod theme;
 pub mod view;
+
+#[cfg(test)]
+extern crate self as efference_viz;
+#[cfg(test)]
+#[path = "../examples/demo_flow/made_up.rs"]
+mod made_up;
 
 pub use curves::{Chart, Point, Series};
 pub use episode::{

@@ -4,6 +4,7 @@ mod algorithms;
 mod bench;
 mod compare;
 mod conformance;
+mod data;
 mod demos;
 mod doctor;
 mod doctor_libero;
@@ -43,6 +44,7 @@ commands! {
     Train => train,
     Eval => eval,
     Demos => demos,
+    Data => data,
     Compare => compare,
     Export => export,
     Flow => flow,

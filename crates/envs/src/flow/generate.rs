@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use efference_data::flow::FlowEpisode;
@@ -74,13 +75,13 @@ impl GenerateOptions {
         let arm = *arm.ok_or_else(|| missing("arms", "at least one arm"))?;
         let seed = if self.eval { eval_seed(scene) } else { train_seed(scene) };
         ENVS.with_borrow_mut(|envs| {
-            let key = (task, arm, self.image_size);
-            if !envs.contains_key(&key) {
-                let options = FlowOptions { image_size: self.image_size, ..FlowOptions::default() };
-                envs.insert(key, FlowEnv::new(task, arm, &options)?);
-            }
-            // Just inserted.
-            let env = envs.get_mut(&key).ok_or_else(|| missing("tasks", "at least one family"))?;
+            let env = match envs.entry((task, arm, self.image_size)) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(place) => {
+                    let options = FlowOptions { image_size: self.image_size, ..FlowOptions::default() };
+                    place.insert(FlowEnv::new(task, arm, &options)?)
+                }
+            };
             env.reset(seed)?;
             env.record(seed)
         })

@@ -12,6 +12,7 @@
 
 mod arms;
 mod camera;
+mod chain;
 mod draw;
 mod env;
 mod generate;
@@ -27,6 +28,7 @@ mod wear;
 mod words;
 
 pub use arms::ArmKind;
+pub use chain::ProbeChain;
 pub use env::{FlowEnv, FlowOptions};
 pub use generate::{GenerateOptions, Generated, generate};
 pub use layout::{Bystander, Layout, Sizes};

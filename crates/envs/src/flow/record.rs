@@ -6,6 +6,7 @@ use efference_geometry::{Camera, Flow3d, Frame, Isometry3, Point3};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::env::sees;
 use super::surface::body_pose;
 use super::{FlowEnv, Motion, POINTS, SCENE_CAMERA, draw, surface};
 use crate::env::image_of;
@@ -78,11 +79,16 @@ impl FlowEnv {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(0x2000);
         let object = self.object_pose();
+        let eye = Point3::from(view.camera.world_from_camera.translation.vector);
         let mut seen = Vec::with_capacity(n);
         for _ in 0..ROUNDS {
-            let missing = n - seen.len();
-            let thrown = surface::sample(&self.parts, 8 * n, rng);
-            seen.extend(thrown.into_iter().filter(|p| view.shows(&(object * p))).take(missing));
+            for point in surface::sample(&self.parts, 8 * n, rng) {
+                let there = object * point;
+                // The ray tells the near side of a thin wall from the far one, the picture what a pixel's middle shows.
+                if seen.len() < n && view.shows(&there) && sees(&self.data, &eye, &there)? {
+                    seen.push(point);
+                }
+            }
             if seen.len() == n {
                 return Ok(seen);
             }
@@ -174,6 +180,6 @@ impl super::Probe {
     }
 
     fn sees(&self, eye: &Point3<f64>, point: &Point3<f64>) -> Result<bool> {
-        super::env::sees(&self.data, eye, point)
+        sees(&self.data, eye, point)
     }
 }

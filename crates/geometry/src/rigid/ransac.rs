@@ -1,10 +1,10 @@
 //! A rigid fit that outliers do not bend.
 
-use nalgebra::{Isometry3, Point3};
+use nalgebra::{Isometry3, Matrix2, Matrix3, Point3, Rotation3, UnitQuaternion, Vector2};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{MIN_SPREAD, RigidFit, check, fit_checked, svd3};
+use super::{MIN_SPREAD, RigidFit, check, fit_checked};
 use crate::{Error, Result};
 
 /// How hypotheses are drawn and judged.
@@ -37,7 +37,7 @@ pub struct RansacFit {
     pub inliers: Vec<bool>,
     /// Inliers of the best hypothesis and after each refit.
     pub inlier_counts: Vec<usize>,
-    /// Index of the best hypothesis among those drawn or given; `None` where none could be used and the fit is the plain
+    /// Index of the best hypothesis among those drawn or given; `None` where none has three inliers and the fit is the plain
     /// weighted one, flagged as degenerate.
     pub best: Option<usize>,
 }
@@ -76,10 +76,10 @@ pub fn ransac_rigid(
                 c += usize::from(c >= taken);
             }
             if search.offer(drawn, [usable[a], usable[b], usable[c]]) {
-                let share = search.best_count as f64 / n as f64;
-                let good = share.powi(3);
-                let enough = if good >= 1.0 { 0.0 } else { MISS.ln() / (1.0 - good).ln() };
-                needed = needed.min(drawn + 1 + enough.ceil().max(0.0) as usize).min(options.hypotheses);
+                let good = (search.agreed() as f64 / n as f64).powi(3);
+                // Without any inlier yet the quotient is infinite; casts saturate.
+                let enough = if good < 1.0 { MISS.ln() / (1.0 - good).ln().min(-1e-9) } else { 0.0 };
+                needed = needed.min((drawn + 1).saturating_add(enough.ceil() as usize));
             }
             drawn += 1;
         }
@@ -158,7 +158,7 @@ impl<'a> Search<'a> {
             return false;
         }
         let Some(pose) = pose_of_three(a, triple.map(|i| self.target[i])) else { return false };
-        let (count, squares) = self.score(&pose);
+        let Some((count, squares)) = self.score(&pose, self.best_count) else { return false };
         let better = count > self.best_count || (count == self.best_count && squares < self.best_squares);
         if better {
             (self.best, self.best_count, self.best_squares) = (Some((index, pose)), count, squares);
@@ -166,35 +166,56 @@ impl<'a> Search<'a> {
         better
     }
 
-    /// Number of inliers, and the sum of squares over them.
-    fn score(&self, pose: &Isometry3<f64>) -> (usize, f64) {
+    /// Number of inliers, and the sum of squares over them; `None` as soon as they must be fewer than `least`.
+    fn score(&self, pose: &Isometry3<f64>, least: usize) -> Option<(usize, f64)> {
+        /// Points between two looks at the count.
+        const BLOCK: usize = 32;
+        const LANES: usize = 4;
         let limit = self.options.threshold_m * self.options.threshold_m;
         let r = pose.rotation.to_rotation_matrix();
         let (m, t) = (r.matrix(), pose.translation.vector);
-        let [x, y, z, u, v, w] = &self.rows;
-        let n = x.len();
-        let (y, z, u, v, w) = (&y[..n], &z[..n], &u[..n], &v[..n], &w[..n]);
-        // Sums in four lanes, in a fixed order.
-        let (mut counts, mut sums) = ([0.0f64; 4], [0.0f64; 4]);
-        let mut add = |lane: usize, i: usize| {
-            let dx = m[(0, 0)] * x[i] + m[(0, 1)] * y[i] + m[(0, 2)] * z[i] + t.x - u[i];
-            let dy = m[(1, 0)] * x[i] + m[(1, 1)] * y[i] + m[(1, 2)] * z[i] + t.y - v[i];
-            let dz = m[(2, 0)] * x[i] + m[(2, 1)] * y[i] + m[(2, 2)] * z[i] + t.z - w[i];
-            let squared = dx * dx + dy * dy + dz * dz;
-            let inside = if squared <= limit { 1.0 } else { 0.0 };
-            counts[lane] += inside;
-            sums[lane] += inside * squared;
+        let n = self.rows[0].len();
+        let [x, y, z, u, v, w] = self.rows.each_ref().map(|row| &row[..n]);
+        let squared = |i: usize| {
+            let dx = m.m11 * x[i] + m.m12 * y[i] + m.m13 * z[i] + t.x - u[i];
+            let dy = m.m21 * x[i] + m.m22 * y[i] + m.m23 * z[i] + t.y - v[i];
+            let dz = m.m31 * x[i] + m.m32 * y[i] + m.m33 * z[i] + t.z - w[i];
+            dx * dx + dy * dy + dz * dz
         };
-        let whole = n - n % 4;
-        for i in (0..whole).step_by(4) {
-            for lane in 0..4 {
-                add(lane, i + lane);
+        // Sums in lanes, in a fixed order: the compiler makes vectors of them.
+        let (mut counts, mut sums) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for from in (0..n).step_by(BLOCK) {
+            let to = (from + BLOCK).min(n);
+            let whole = to - (to - from) % LANES;
+            for i in (from..whole).step_by(LANES) {
+                for lane in 0..LANES {
+                    let d = squared(i + lane);
+                    let inside = if d <= limit { 1.0 } else { 0.0 };
+                    counts[lane] += inside;
+                    sums[lane] += inside * d;
+                }
+            }
+            for d in (whole..to).map(squared).filter(|d| *d <= limit) {
+                counts[0] += 1.0;
+                sums[0] += d;
+            }
+            if (counts.iter().sum::<f64>() as usize) + (n - to) < least {
+                return None;
             }
         }
-        for i in whole..n {
-            add(0, i);
+        Some((counts.iter().sum::<f64>() as usize, sums.iter().sum()))
+    }
+
+    /// Points that agree with the best hypothesis once it is fitted to its inliers: three noisy points alone find fewer.
+    fn agreed(&self) -> usize {
+        let Some((_, pose)) = &self.best else { return 0 };
+        let inliers = self.inliers(pose);
+        let fit =
+            fit_checked(self.source, self.target, |i| if inliers[i] { self.weight(i) } else { 0.0 }, 0.0);
+        if fit.degenerate {
+            return self.best_count;
         }
-        (counts.iter().sum::<f64>() as usize, sums.iter().sum())
+        self.score(&fit.pose, 0).map_or(0, |(count, _)| count).max(self.best_count)
     }
 
     fn inliers(&self, pose: &Isometry3<f64>) -> Vec<bool> {
@@ -205,8 +226,8 @@ impl<'a> Search<'a> {
 
     fn finish(self) -> RansacFit {
         let count = |inliers: &[bool]| inliers.iter().filter(|x| **x).count();
-        let Some((index, mut pose)) = self.best else {
-            // Nothing to choose by: all points with weight are taken.
+        let Some((index, mut pose)) = self.best.filter(|_| self.best_count >= 3) else {
+            // Nothing to choose by, not even three points that agree: all points with weight are taken.
             let fit = fit_checked(self.source, self.target, |i| self.weight(i), 0.0);
             let inliers: Vec<bool> = (0..self.source.len()).map(|i| self.weight(i) > 0.0).collect();
             let fit = RigidFit { degenerate: true, ..fit };
@@ -238,17 +259,65 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The rigid fit of three pairs; `None` where the rotation is undetermined.
+/// The least-squares fit of three pairs, in closed form; `None` where the rotation is undetermined.
+///
+/// Two triangles are planar, so the rotation lays one plane on the other, with either side up, and the rest is the best
+/// orthogonal 2x2 matrix within the plane: its side decides which way up.
 fn pose_of_three(a: [Point3<f64>; 3], b: [Point3<f64>; 3]) -> Option<Isometry3<f64>> {
     let mean = |p: &[Point3<f64>; 3]| Point3::from((p[0].coords + p[1].coords + p[2].coords) / 3.0);
     let (from, to) = (mean(&a), mean(&b));
-    let cross =
-        (0..3).fold(nalgebra::Matrix3::zeros(), |sum, i| sum + (a[i] - from) * (b[i] - to).transpose());
-    let svd = svd3::signed_svd(&cross);
-    if svd.s[1] <= MIN_SPREAD * svd.s[0] {
+    // Axes in the plane and the normal, and the corners in them.
+    let plane = |p: &[Point3<f64>; 3], middle: &Point3<f64>| {
+        let x = (p[1] - p[0]).try_normalize(f64::MIN_POSITIVE)?;
+        let across = (p[2] - p[0]) - x * x.dot(&(p[2] - p[0]));
+        let y = across.try_normalize(f64::MIN_POSITIVE)?;
+        let corners = p.map(|p| p - middle).map(|p| Vector2::new(x.dot(&p), y.dot(&p)));
+        Some((Matrix3::from_columns(&[x, y, x.cross(&y)]), corners))
+    };
+    let ((axes_a, flat_a), (axes_b, flat_b)) = (plane(&a, &from)?, plane(&b, &to)?);
+    let cross = (0..3).fold(Matrix2::zeros(), |sum, i| sum + flat_b[i] * flat_a[i].transpose());
+    let side = if cross.determinant() < 0.0 { -1.0 } else { 1.0 };
+    let (c, s) = (cross.m11 + side * cross.m22, cross.m21 - side * cross.m12);
+    let (length, squares) = (c.hypot(s), cross.norm_squared());
+    // Singular values of the 2x2 matrix: their sum is `length`, the sum of their squares `squares`.
+    let apart = (2.0 * squares - length * length).max(0.0).sqrt();
+    if length - apart <= MIN_SPREAD * (length + apart) {
         return None;
     }
-    let turn = nalgebra::Rotation3::from_matrix_unchecked(svd.v * svd.u.transpose());
-    let rotation = nalgebra::UnitQuaternion::from_rotation_matrix(&turn);
+    let (c, s) = (c / length, s / length);
+    let within = Matrix3::new(c, -side * s, 0.0, s, side * c, 0.0, 0.0, 0.0, side);
+    let turn = Rotation3::from_matrix_unchecked(axes_b * within * axes_a.transpose());
+    let rotation = UnitQuaternion::from_rotation_matrix(&turn);
     Some(Isometry3::from_parts((to - rotation * from).into(), rotation))
+}
+
+#[cfg(test)]
+mod tests {
+    use nalgebra::Vector3;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn three_pairs_in_closed_form_are_the_least_squares_fit(
+            a in prop::array::uniform9(-1.0..1.0f64), b in prop::array::uniform9(-1.0..1.0f64),
+        ) {
+            let corners = |x: [f64; 9]| [0, 3, 6].map(|i| Point3::from(Vector3::new(x[i], x[i + 1], x[i + 2])));
+            let (a, b) = (corners(a), corners(b));
+            let fit = super::super::fit_rigid(&a, &b, None).unwrap();
+            prop_assume!(fit.singular_values[1] > 1e-4);
+            let pose = pose_of_three(a, b).unwrap();
+            prop_assert!(pose.rotation.angle_to(&fit.pose.rotation) < 1e-6, "{pose} {}", fit.pose);
+            prop_assert!((pose.translation.vector - fit.pose.translation.vector).norm() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn three_points_on_a_line_have_no_pose() {
+        let line = [0.0, 1.0, 2.0].map(|x| Point3::new(x, 0.0, 0.0));
+        let triangle = [Point3::origin(), Point3::new(1.0, 0.0, 0.0), Point3::new(0.0, 1.0, 0.0)];
+        assert!(pose_of_three(line, triangle).is_none() && pose_of_three(triangle, line).is_none());
+        assert!(pose_of_three([Point3::origin(); 3], triangle).is_none());
+    }
 }

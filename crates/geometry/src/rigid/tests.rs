@@ -124,3 +124,31 @@ fn a_frame_without_visible_points_gets_its_pose_from_its_neighbours() {
     assert!(near(&all.last(), &poses[4], 1e-9) && all.worst_rms_m() < 1e-9 && !all.doubtful());
     assert!(rigidity_rms(&flow).unwrap().iter().all(|rms| *rms < 1e-9));
 }
+
+/// A first hypothesis without any inlier must not end the search.
+#[test]
+fn noise_and_many_outliers_are_survived_from_every_seed() {
+    let motion = Isometry3::new(Vector3::new(0.1, 0.2, 0.3), Vector3::new(0.4, -0.5, 0.6));
+    let at = |i: usize, k: usize| (((i * 7919 + k * 104_729) % 2003) as f64 / 2003.0 - 0.5) * 2.0;
+    let point = |i: usize, k: usize, size: f64| Vector3::new(at(i, k), at(i, k + 1), at(i, k + 2)) * size;
+    let source: Vec<_> = (0..256).map(|i| Point3::from(point(i * i, 1, 0.1))).collect();
+    let spoilt = |i: usize| i % 10 < 4;
+    let moved = |i: usize| {
+        motion * source[i] + point(i, 5, 0.002) + point(i * i, 9, if spoilt(i) { 0.1 } else { 0.0 })
+    };
+    let target: Vec<_> = (0..256).map(moved).collect();
+    for seed in 0..100 {
+        let fit = ransac_rigid(&source, &target, None, &RansacOptions::default(), seed).unwrap();
+        let kept = (0..256).filter(|&i| !spoilt(i) && fit.inliers[i]).count();
+        let good = (0..256).filter(|&i| !spoilt(i)).count();
+        assert!(
+            kept == good && near(&fit.fit.pose, &motion, 0.01),
+            "{seed}: {kept} of {good}, {:?}",
+            fit.fit
+        );
+    }
+    // No three points that agree.
+    let nonsense: Vec<_> = (0..256).map(|i| Point3::from(point(i * i * i, 3, 5.0))).collect();
+    let none = ransac_rigid(&source, &nonsense, None, &RansacOptions::default(), 0).unwrap();
+    assert!(none.best.is_none() && none.fit.degenerate && none.fit.rms_m > 0.1);
+}

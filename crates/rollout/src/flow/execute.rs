@@ -74,6 +74,13 @@ impl ExecuteOptions {
 pub enum Event {
     /// Before the approach.
     AtStandOff,
+    /// Where the fingers are to close.
+    AtGrasp {
+        /// Distance from the planned place, metres.
+        left_m: f64,
+        /// Angle from it, radians.
+        left_rad: f64,
+    },
     /// The fingers are closed.
     Closed {
         /// Distance between them, metres.
@@ -180,6 +187,8 @@ pub fn execute(
     if executor.go(&grasp, false, &options.carry, 40, true)? {
         return Ok(End::Over);
     }
+    let [left_m, left_rad] = apart(&executor.robot.grip(), &grasp);
+    executor.trace.event(Event::AtGrasp { left_m, left_rad });
     if executor.stay(&grasp, true, options.finger_steps)? {
         return Ok(End::Over);
     }

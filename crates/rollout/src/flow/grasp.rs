@@ -20,6 +20,13 @@ pub enum GraspShape {
         /// Half its length, metres.
         half_m: f64,
     },
+    /// A hollow round body along z: held from its sides only, for its open end gives way.
+    Barrel {
+        /// Metres.
+        radius_m: f64,
+        /// Half its length, metres.
+        half_m: f64,
+    },
     /// The upper edge of an open round vessel; the edge is the circle z = 0, the wall goes down from it.
     Rim {
         /// Of the middle of the wall, metres.
@@ -51,6 +58,9 @@ pub struct Grasp {
     pub part: usize,
     /// How far the grasp is from the part's middle, metres.
     pub off_middle_m: f64,
+    /// How far the gripper's middle is from the part's along the closing axis, metres: room for the other finger where
+    /// something stands beside a thin part. The finger that touches first waits for the other one.
+    pub shift_m: f64,
 }
 
 impl Grasp {
@@ -61,6 +71,12 @@ impl Grasp {
     }
 }
 
+/// How much room between finger and part is left on the near side of a shifted grasp, metres.
+const NEAR_M: f64 = 0.008;
+/// Shifts below are not worth a candidate, metres.
+const LEAST_SHIFT_M: f64 = 0.015;
+/// How far tips stay from the far side of what they hold, metres.
+const ABOVE_M: f64 = 0.003;
 /// Room that the open fingers leave on both sides together, metres.
 const PLAY_M: f64 = 0.010;
 /// How deep the fingertips' middle goes into a wall or block, metres.
@@ -80,7 +96,10 @@ pub fn grasp_candidates(parts: &[(GraspShape, Isometry3<f64>)], gripper: &Grippe
         match *shape {
             GraspShape::Box { half_m } if sound(&half_m) => maker.cuboid(half_m),
             GraspShape::Cylinder { radius_m, half_m } if sound(&[radius_m, half_m]) => {
-                maker.cylinder(radius_m, half_m);
+                maker.cylinder(radius_m, half_m, true);
+            }
+            GraspShape::Barrel { radius_m, half_m } if sound(&[radius_m, half_m]) => {
+                maker.cylinder(radius_m, half_m, false);
             }
             GraspShape::Rim { radius_m, wall_m, depth_m } if sound(&[radius_m, wall_m, depth_m]) => {
                 maker.rim(radius_m, wall_m, depth_m);
@@ -112,15 +131,20 @@ impl Maker<'_> {
         for tilt in TILTS {
             let turn = Rotation3::from_axis_angle(&Unit::new_normalize(closing), tilt);
             let z = -(turn * approach);
-            for y in [closing, -closing] {
+            let room = 0.5 * (self.gripper.opening_m - width) - NEAR_M;
+            let shifts: &[f64] = if room < LEAST_SHIFT_M { &[0.0] } else { &[0.0, room, -room] };
+            for (y, shift) in
+                [closing, -closing].into_iter().flat_map(|y| shifts.iter().map(move |s| (y, *s)))
+            {
                 let frame = Matrix3::from_columns(&[y.cross(&z), y, z]);
                 let rotation = UnitQuaternion::from_rotation_matrix(&Rotation3::from_matrix_unchecked(frame));
-                let grip = Isometry3::from_parts(Translation3::from(at), rotation);
+                let grip = Isometry3::from_parts(Translation3::from(at + y * shift), rotation);
                 self.out.push(Grasp {
                     object_from_grip: self.pose * grip,
                     width_m: width,
                     part: self.part,
                     off_middle_m: at.norm(),
+                    shift_m: shift,
                 });
             }
         }
@@ -134,8 +158,10 @@ impl Maker<'_> {
             }
             for along in (0..3).filter(|&a| a != closing) {
                 let across = 3 - closing - along;
-                // Thin bars are held in the middle, tall things below their edge.
-                let back = (half[along] - BITE_M).max(0.0);
+                // Thin bars are held in the middle, tall things below their edge, flat ones so that the tips end at
+                // their far side.
+                let lifted = (self.gripper.tip_m + ABOVE_M - half[along]).min(0.8 * half[along]);
+                let back = (half[along] - BITE_M).max(lifted).max(0.0);
                 let steps: &[f64] = if half[across] > 0.015 { &[0.0, 0.6, -0.6] } else { &[0.0] };
                 for side in [1.0, -1.0] {
                     for step in steps {
@@ -147,7 +173,7 @@ impl Maker<'_> {
         }
     }
 
-    fn cylinder(&mut self, radius: f64, half: f64) {
+    fn cylinder(&mut self, radius: f64, half: f64, ends: bool) {
         if self.fits(2.0 * radius) {
             let heights: &[f64] = if half > 0.02 { &[0.0, 0.5, -0.5] } else { &[0.0] };
             for i in 0..AROUND {
@@ -155,10 +181,12 @@ impl Maker<'_> {
                 let out = Vector3::new(angle.cos(), angle.sin(), 0.0);
                 let tangent = Vector3::new(-angle.sin(), angle.cos(), 0.0);
                 for height in heights {
-                    self.add(Vector3::z() * (height * half), -out, tangent, 2.0 * radius);
+                    let lifted = (self.gripper.tip_m + ABOVE_M - radius).clamp(0.0, 0.8 * radius);
+                    let at = Vector3::z() * (height * half) + out * lifted;
+                    self.add(at, -out, tangent, 2.0 * radius);
                 }
                 // From both ends, with the fingers this way.
-                if i < AROUND / 2 {
+                if ends && i < AROUND / 2 {
                     let back = (half - BITE_M).max(0.0);
                     for side in [1.0, -1.0] {
                         self.add(Vector3::z() * (side * back), Vector3::z() * -side, tangent, 2.0 * radius);
@@ -194,6 +222,7 @@ mod tests {
         prop_oneof![
             [size(), size(), size()].prop_map(|half_m| GraspShape::Box { half_m }),
             (size(), size()).prop_map(|(radius_m, half_m)| GraspShape::Cylinder { radius_m, half_m }),
+            (size(), size()).prop_map(|(radius_m, half_m)| GraspShape::Barrel { radius_m, half_m }),
             (size(), size()).prop_map(|(r, d)| GraspShape::Rim { radius_m: r, wall_m: 0.004, depth_m: d }),
         ]
     }
@@ -202,7 +231,9 @@ mod tests {
     fn inside(shape: &GraspShape, p: &Vector3<f64>) -> f64 {
         match *shape {
             GraspShape::Box { half_m } => (0..3).map(|i| half_m[i] - p[i].abs()).fold(f64::MAX, f64::min),
-            GraspShape::Cylinder { radius_m, half_m } => (radius_m - p.xy().norm()).min(half_m - p.z.abs()),
+            GraspShape::Cylinder { radius_m, half_m } | GraspShape::Barrel { radius_m, half_m } => {
+                (radius_m - p.xy().norm()).min(half_m - p.z.abs())
+            }
             GraspShape::Rim { radius_m, wall_m, depth_m } => {
                 (wall_m / 2.0 - (p.xy().norm() - radius_m).abs()).min(-p.z).min(p.z + depth_m)
             }
@@ -215,7 +246,10 @@ mod tests {
             let pose = Isometry3::new(Vector3::new(0.1, 0.2, 0.3), Vector3::new(0.3, yaw, 0.1));
             for grasp in grasp_candidates(&[(shape, pose)], &GRIPPER) {
                 let local = pose.inverse() * grasp.object_from_grip;
-                let at = local.translation.vector;
+                let at = local.translation.vector - local.rotation * Vector3::y() * grasp.shift_m;
+                // Neither finger touches before it closes.
+                let play = 0.5 * (GRIPPER.opening_m - grasp.width_m) - grasp.shift_m.abs();
+                prop_assert!(play > 0.004, "{grasp:?} would push {shape:?} away");
                 prop_assert!(inside(&shape, &at) > -1e-9, "{grasp:?} holds nothing of {shape:?}");
                 prop_assert!(grasp.width_m <= GRIPPER.opening_m);
                 let frame = local.rotation.to_rotation_matrix();

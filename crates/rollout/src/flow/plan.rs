@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Grasp, Kinematics, Result, grasp_candidates};
 
+/// Distance between the poses of the approach that are examined, metres.
+const APPROACH_STEP_M: f64 = 0.01;
+
 /// How grasps are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -186,7 +189,8 @@ fn cost(start: &Isometry3<f64>, last: &Isometry3<f64>, grasp: &Grasp) -> Option<
     }
     let at_end = down(&(last * start));
     let turn = start.rotation.angle();
-    Some((1.0 - at_start) + 0.6 * (1.0 - at_end) + 4.0 * grasp.off_middle_m + 0.15 * turn)
+    let aside = 10.0 * grasp.shift_m.abs();
+    Some((1.0 - at_start) + 0.6 * (1.0 - at_end) + 4.0 * grasp.off_middle_m + 0.15 * turn + aside)
 }
 
 struct Examination<'a> {
@@ -217,9 +221,18 @@ impl Examination<'_> {
         if let Some(pair) = self.arm.touches(&joints, self.opening_m, self.object, false)? {
             return Ok(GraspCheck::StartCollision { pair });
         }
-        let Some(mut joints) = self.reach(&joints, &start)? else { return Ok(GraspCheck::StartUnreachable) };
-        if let Some(pair) = self.arm.touches(&joints, self.opening_m, self.object, false)? {
-            return Ok(GraspCheck::StartCollision { pair });
+        // In small steps: a finger right through a thin wall is no contact for the collision engine.
+        let mut joints = joints;
+        let steps = (self.options.stand_off_m / APPROACH_STEP_M).ceil().max(1.0) as usize;
+        for i in 1..=steps {
+            let left = self.options.stand_off_m * (1.0 - i as f64 / steps as f64);
+            let Some(next) = self.reach(&joints, &backed_out(&start, left))? else {
+                return Ok(GraspCheck::StartUnreachable);
+            };
+            joints = next;
+            if let Some(pair) = self.arm.touches(&joints, self.opening_m, self.object, false)? {
+                return Ok(GraspCheck::StartCollision { pair });
+            }
         }
         for (frame, pair) in motions.windows(2).enumerate() {
             for i in 1..=self.options.between {
@@ -229,10 +242,10 @@ impl Examination<'_> {
                     return Ok(GraspCheck::PathUnreachable { frame: frame + 1 });
                 };
                 joints = next;
-            }
-            let object = pair[1] * self.object;
-            if let Some(pair) = self.arm.touches(&joints, grasp.width_m, &object, true)? {
-                return Ok(GraspCheck::PathCollision { frame: frame + 1, pair });
+                let object = motion * self.object;
+                if let Some(pair) = self.arm.touches(&joints, grasp.width_m, &object, true)? {
+                    return Ok(GraspCheck::PathCollision { frame: frame + 1, pair });
+                }
             }
         }
         if let (true, Some(last)) = (release, motions.last()) {

@@ -377,6 +377,13 @@ pub fn tell(trial: &Trial) -> Vec<String> {
     for (step, event) in &trial.trace.events {
         let what = match event {
             Event::AtStandOff => "before the object".into(),
+            Event::AtGrasp { left_m, left_rad } => {
+                format!(
+                    "at the grasp, {:.1} mm and {:.1} degrees off",
+                    1000.0 * left_m,
+                    left_rad.to_degrees()
+                )
+            }
             Event::Closed { opening_m } => {
                 format!("fingers closed, {:.1} mm between them", 1000.0 * opening_m)
             }

@@ -128,7 +128,7 @@ fn holds(sizes: &Sizes, parts: &[Part]) -> Vec<(GraspShape, Isometry3<f64>)> {
     match *sizes {
         Sizes::Pour { radius_m, height_m, .. } => {
             // Not its lowest part: the hand needs room above the table.
-            let body = GraspShape::Cylinder { radius_m, half_m: 0.3 * height_m };
+            let body = GraspShape::Barrel { radius_m, half_m: 0.3 * height_m };
             let rim = GraspShape::Rim { radius_m: radius_m - 0.002, wall_m: 0.004, depth_m: 0.8 * height_m };
             let up = |z: f64| Isometry3::translation(0.0, 0.0, z);
             vec![(body, up(0.1 * height_m)), (rim, up(0.5 * height_m))]

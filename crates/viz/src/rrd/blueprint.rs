@@ -22,16 +22,16 @@ use std::cmp::Ordering;
 /// A blueprint and the properties of its views, which the library's builders cannot set: 3D views get their
 /// spectator, plots their range.
 pub(super) struct Book {
-    blueprint: Blueprint,
-    properties: Properties,
+    pub(super) blueprint: Blueprint,
+    pub(super) properties: Properties,
 }
 
 #[derive(Default)]
-struct Properties(Vec<(EntityPath, Vec<SerializedComponentBatch>)>);
+pub(super) struct Properties(Vec<(EntityPath, Vec<SerializedComponentBatch>)>);
 
 impl Properties {
     /// `view` with properties, each named like its archetype.
-    fn with(
+    pub(super) fn with(
         &mut self,
         view: impl Into<ContainerLike>,
         properties: &[(&str, &dyn AsComponents)],
@@ -119,7 +119,7 @@ pub(super) fn curves(layout: &Layout) -> Book {
     Book { blueprint: panels(Grid::new(cells).with_grid_columns(3), time), properties }
 }
 
-fn panels(root: impl Into<ContainerLike>, time: TimePanel) -> Blueprint {
+pub(super) fn panels(root: impl Into<ContainerLike>, time: TimePanel) -> Blueprint {
     Blueprint::new(root)
         .with_auto_layout(false)
         .with_auto_views(false)

@@ -245,7 +245,7 @@ fn card(e: &EpisodeRecord) -> String {
     format!("## {}\n\n**{verdict}** · {steps} steps · {secs:.1} s\n\n{}", e.instruction, rows.join(" · "))
 }
 
-fn jpeg(image: &RgbImage, quality: u8, camera: &str) -> Result<Vec<u8>> {
+pub(super) fn jpeg(image: &RgbImage, quality: u8, camera: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let encoded = JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)).encode_image(image);
     encoded.map_err(|source| Error::Image { what: camera.into(), source })?;
@@ -261,7 +261,7 @@ pub(super) fn rotation(pose: &Pose) -> Quaternion {
     Quaternion::from_xyzw([q.i, q.j, q.k, q.w])
 }
 
-fn rgb([r, g, b]: Rgb) -> Color {
+pub(super) fn rgb([r, g, b]: Rgb) -> Color {
     Color::from_rgb(r, g, b)
 }
 

@@ -12,12 +12,14 @@ mod blueprint;
 mod contents;
 mod entities;
 mod file;
+mod flow;
 mod layout;
 mod shapes;
 mod stream;
 mod training;
 
 pub(crate) use contents::contents;
+pub(crate) use flow::FlowRrd;
 
 use crate::episode::EpisodeRecord;
 use crate::error::{Error, Result};

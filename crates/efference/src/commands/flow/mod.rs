@@ -1,8 +1,13 @@
 //! `efference flow`: how objects will move in 3D, from learning it to acting on it.
 
+mod demos;
+mod judge;
 mod metrics;
 mod predict;
+mod run;
 mod scenes;
+mod systems;
+mod table;
 mod train;
 
 use clap::Subcommand;
@@ -23,6 +28,10 @@ enum What {
     Train(train::Args),
     Predict(predict::Args),
     Metrics(metrics::Args),
+    Judge(judge::Args),
+    Run(run::Args),
+    Table(table::Args),
+    Demos(demos::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -30,5 +39,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         What::Train(args) => train::run(args, ui),
         What::Predict(args) => predict::run(args, ui),
         What::Metrics(args) => metrics::run(args, ui),
+        What::Judge(args) => judge::run(args, ui),
+        What::Run(args) => run::run(args, ui),
+        What::Table(args) => table::run(args, ui),
+        What::Demos(args) => demos::run(args, ui),
     }
 }

@@ -3,12 +3,14 @@
 mod learned;
 mod network;
 mod predicate;
+mod samples;
 mod vlm;
 
 use efference_geometry::Isometry3;
 
 pub use learned::{JudgeSample, JudgeTraining, LearnedJudge, TrainReport, train_judge};
 pub use predicate::PredicateJudge;
+pub use samples::judge_samples;
 pub use vlm::{VlmJudge, VlmOptions};
 
 use super::{FinalPicture, Result};
