@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use efference_train::flow::{BUILT_IN_FLOW, FlowModel, evaluate, stored_scenes, text_table, workbench_scenes};
+use efference_train::flow::{
+    BUILT_IN_FLOW, FlowModel, evaluate, stored_scenes, text_table, workbench_scenes,
+};
 use serde_json::json;
 
 use crate::errors::Result;
