@@ -10,7 +10,6 @@ pub mod episode;
 mod error;
 pub mod flow;
 pub mod libero;
-pub mod npy;
 pub mod robomimic;
 pub mod store;
 

@@ -166,3 +166,13 @@ fn batches_and_shapes_that_do_not_fit_are_refused() {
     let batch = FlowBatch::new(&blind, &codes[..1], &Device::Cpu).unwrap();
     assert!(net.context(&batch).unwrap_err().to_string().contains("picture"));
 }
+
+#[test]
+fn small_sizes_have_as_many_parameters_as_documented() {
+    for (name, millions) in [("xs", 0.9), ("s", 1.5)] {
+        let mut params = ParamStore::new(0, Device::Cpu);
+        PointFlowNet::new(&mut params.root(), &FlowNetConfig::preset(name).unwrap()).unwrap();
+        let got = params.count() as f64 / 1e6;
+        assert!((got - millions).abs() < 0.05, "{name}: {got}");
+    }
+}

@@ -34,4 +34,4 @@ pub use evaluate::{TaskMetrics, evaluate, text_table};
 pub use improve::{FlowReward, Worth, workbench_goal};
 pub use model::{BUILT_IN_FLOW, FlowModel, FlowSpec};
 pub use scene::Scene;
-pub use source::workbench_scenes;
+pub use source::{stored_scenes, workbench_scenes};
