@@ -1,9 +1,12 @@
 //! `efference flow`: how objects will move in 3D, from learning it to acting on it.
 
 mod metrics;
+mod picture;
 mod predict;
 mod scenes;
+mod show;
 mod train;
+mod view;
 
 use clap::Subcommand;
 
@@ -23,6 +26,8 @@ enum What {
     Train(train::Args),
     Predict(predict::Args),
     Metrics(metrics::Args),
+    View(Box<view::Args>),
+    Picture(picture::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -30,5 +35,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         What::Train(args) => train::run(args, ui),
         What::Predict(args) => predict::run(args, ui),
         What::Metrics(args) => metrics::run(args, ui),
+        What::View(args) => view::run(args, ui),
+        What::Picture(args) => picture::run(args, ui),
     }
 }

@@ -50,8 +50,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         "samples": samples,
         "truth": described(&episode.flow)?,
     });
-    std::fs::create_dir_all(&args.out)
-        .map_err(|e| atomic::Error::from_io("create", &args.out, e))?;
+    std::fs::create_dir_all(&args.out).map_err(|e| atomic::Error::from_io("create", &args.out, e))?;
     let file = args.out.join("prediction.json");
     atomic::write_file(&file, out.to_string().as_bytes())?;
     episode.image.save(args.out.join("picture.png"))?;

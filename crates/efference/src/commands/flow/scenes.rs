@@ -40,7 +40,9 @@ impl Scenes {
         for i in 0..ATTEMPTS {
             match options.episode(i) {
                 Ok(episode) => return Ok(episode),
-                Err(error @ (efference_envs::Error::Hidden { .. } | efference_envs::Error::NoMotion { .. })) => {
+                Err(
+                    error @ (efference_envs::Error::Hidden { .. } | efference_envs::Error::NoMotion { .. }),
+                ) => {
                     last = Some(error);
                 }
                 Err(error) => return Err(error.into()),
