@@ -13,6 +13,7 @@ mod scene;
 use std::hint::black_box;
 use std::time::Instant;
 
+use efference_envs::flow::{GenerateOptions, generate};
 use efference_geometry::plan::{Solution, SolveOptions, Subgoal, flow_to_ee_chunk, solve_chunk};
 use efference_geometry::rigid::{FlowFitOptions, RansacOptions, ransac_rigid};
 use efference_geometry::{Flow3d, Frame, Isometry3, Point3, Vector3};

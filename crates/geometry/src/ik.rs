@@ -43,13 +43,14 @@ pub struct IkOptions {
 }
 
 impl Default for IkOptions {
-    /// 1 mm, half a degree, 60 steps, 8 restarts.
+    /// 1 mm, half a degree, 60 steps of at most 0.5 rad, 8 restarts.
     fn default() -> Self {
         Self {
             position_m: 1e-3,
             rotation_rad: 0.009,
             max_iterations: 60,
             restarts: 8,
+            max_step: 0.5,
             radius_m: 0.3,
             seed: 0,
         }
