@@ -190,7 +190,8 @@ fn the_shipped_weights_know_more_than_that_things_stand_still() {
     let summary = &rows.last().unwrap().summary;
     assert!(summary.ade_ratio < 0.7, "{summary:?}");
     // What a scene's question is answered with does not depend on who asks: the trait or the command line.
-    let episode = efference_envs::flow::GenerateOptions { eval: true, ..Default::default() }.episode(0).unwrap();
+    let episode =
+        efference_envs::flow::GenerateOptions { eval: true, ..Default::default() }.episode(0).unwrap();
     let flows = efference_rollout::flow::Predictor::predict(&model, &episode.query(), 2, 4).unwrap();
     assert_eq!(flows, model.flows(&episode.query(), None, &model.spec.sampler, 2, 4).unwrap());
     assert_eq!((flows[0].points(), flows[0].frames()), (episode.flow.points(), 9));
