@@ -1,6 +1,6 @@
 //! Pictures, films and recordings of made-up flows, for work on their looks.
 //!
-//! `cargo run --release -p efference-viz --example demo_flow -- OUT`. Nothing here is a result: the scenes are a few
+//! `cargo run --release -p efference-viz --example demo_flow -- OUT [FILM...]`. Nothing here is a result: the scenes are a few
 //! shapes drawn by rays, the "predictions" the truth with a made-up error.
 
 mod made_up;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 use std::{env, fs};
 
-use efference_viz::flow::{MovieOptions, movie, page, sheet};
+use efference_viz::flow::{FlowRecorder, MovieOptions, movie, page, sheet};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::args().nth(1).unwrap_or_else(|| "demo_out".into()));
@@ -23,6 +23,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}.png: {:?}", scene.name, start.elapsed());
     }
     sheet(&scenes)?.save(out.join("sheet.png"))?;
+    if efference_viz::HAS_RERUN {
+        let path = out.join("flow.rrd");
+        let mut recorder = FlowRecorder::create(&path)?;
+        recorder.scene(&scenes[0])?;
+        recorder.finish()?;
+        println!("flow.rrd: {} bytes", fs::metadata(&path)?.len());
+    }
     for name in env::args().skip(2) {
         let start = Instant::now();
         movie(&scenes[0], &out.join(&name), &MovieOptions::default())?;

@@ -60,10 +60,19 @@ pub fn movie(scene: &FlowScene, path: &Path, options: &MovieOptions) -> Result<(
     let steps = (options.motion_s * f64::from(options.fps)).ceil().max(1.0) as usize;
     let last = (scene.frames() - 1) as f64;
     let relief = Relief::of(scene);
-    let still = |i: usize| draw(scene, relief.as_ref(), last * i as f64 / steps as f64, options.side);
+    let still = &|i: usize| draw(scene, relief.as_ref(), last * i as f64 / steps as f64, options.side);
     let mut film = encode::Film::start(path, format, still(0), &still(steps), options)?;
-    for i in 1..=steps {
-        film.add(still(i))?;
+    let at_once = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    for start in (1..=steps).step_by(at_once) {
+        let stills: Vec<RgbImage> = std::thread::scope(|scope| {
+            let range = start..(start + at_once).min(steps + 1);
+            let threads: Vec<_> = range.map(|i| scope.spawn(move || still(i))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, RgbImage>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        stills.into_iter().try_for_each(|picture| film.add(picture))?;
     }
     film.finish()
 }

@@ -1,6 +1,4 @@
 #![allow(clippy::unwrap_used)]
-use std::time::Instant;
-
 use efference_geometry::{Flow3d, Frame, Isometry3, Point3};
 
 use super::space::SpaceOptions;
@@ -51,11 +49,7 @@ fn errors_agree_with_the_metrics_of_the_benchmark() {
 #[test]
 fn a_page_is_made_of_whatever_there_is() {
     let full = scene();
-    let start = Instant::now();
     let whole = page(&full).unwrap();
-    let took = start.elapsed();
-    // A quarter of this on a quiet core.
-    assert!(took.as_secs_f64() < 1.0, "a page took {took:?}");
     assert_eq!(whole.width(), 1600);
 
     let bare = FlowScene::new("pour", "lift", full.camera.clone(), full.picture.clone(), full.points.clone());

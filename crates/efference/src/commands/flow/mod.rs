@@ -3,12 +3,15 @@
 mod demos;
 mod judge;
 mod metrics;
+mod picture;
 mod predict;
 mod run;
 mod scenes;
+mod show;
 mod systems;
 mod table;
 mod train;
+mod view;
 
 use clap::Subcommand;
 
@@ -32,6 +35,8 @@ enum What {
     Run(run::Args),
     Table(table::Args),
     Demos(demos::Args),
+    View(Box<view::Args>),
+    Picture(picture::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -43,5 +48,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         What::Run(args) => run::run(args, ui),
         What::Table(args) => table::run(args, ui),
         What::Demos(args) => demos::run(args, ui),
+        What::View(args) => view::run(args, ui),
+        What::Picture(args) => picture::run(args, ui),
     }
 }

@@ -48,7 +48,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let system = System::full(Arc::new(model), Checker::Predicate);
     let arm = ArmKind::from_id(&args.arm)?;
     if let Some(dir) = &args.records {
-        std::fs::create_dir_all(dir).map_err(|e| Failure::from(e).doing(format!("cannot make {}", dir.display())))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Failure::from(e).doing(format!("cannot make {}", dir.display())))?;
     }
     let mut scenes = Vec::new();
     for name in TASKS {
@@ -81,7 +82,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 
 /// The rounds of one trial, the first with a true flow beside it.
 fn play(system: &System, task: FlowTask, arm: ArmKind, args: &Args) -> Result<Vec<FlowScene>> {
-    let options = FlowOptions { image_size: args.image_size, quality: Quality::Pretty, ..FlowOptions::default() };
+    let options =
+        FlowOptions { image_size: args.image_size, quality: Quality::Pretty, ..FlowOptions::default() };
     let seed = eval_seed(args.scene);
     let mut env = FlowEnv::new(task, arm, &options)?;
     let trial = run_trial(&mut env, system, seed)?;

@@ -78,7 +78,11 @@ pub(super) fn add_predictions(scene: &mut FlowScene, path: &Path) -> Result<()> 
         let off = flow.at(0).iter().zip(&scene.points).map(|(a, b)| (a - b).norm()).fold(0.0, f64::max);
         if off > SAME_M {
             let help = "predict and view the same task, arm and scene";
-            return Err(bad(format!("belongs to another scene: its points start {:.1} cm away", 100.0 * off)).help(help));
+            return Err(bad(format!(
+                "belongs to another scene: its points start {:.1} cm away",
+                100.0 * off
+            ))
+            .help(help));
         }
         scene.predictions.push(Prediction::new(flow));
     }
@@ -109,7 +113,8 @@ pub(super) fn complete(scene: &mut FlowScene, episode: &FlowEpisode) -> Result<(
 fn middle(predictions: &[Prediction]) -> usize {
     let last = |p: &Prediction| p.flow.at(p.flow.frames() - 1).to_vec();
     let ends: Vec<Vec<Point3<f64>>> = predictions.iter().map(last).collect();
-    let apart = |a: &[Point3<f64>], b: &[Point3<f64>]| a.iter().zip(b).map(|(a, b)| (a - b).norm()).sum::<f64>();
+    let apart =
+        |a: &[Point3<f64>], b: &[Point3<f64>]| a.iter().zip(b).map(|(a, b)| (a - b).norm()).sum::<f64>();
     let cost = |k: usize| ends.iter().map(|other| apart(&ends[k], other)).sum::<f64>();
     (0..predictions.len()).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(0)
 }
@@ -118,8 +123,13 @@ fn middle(predictions: &[Prediction]) -> usize {
 pub(super) fn trial(trial: &Trial, name: &str, seed: u64) -> Vec<FlowScene> {
     let mut scenes: Vec<FlowScene> = Vec::new();
     // A round that executes begins with the gripper at the stand-off; what was before belongs to it, too.
-    let begins: Vec<usize> =
-        trial.trace.events.iter().filter(|(_, e)| matches!(e, Event::AtStandOff)).map(|(step, _)| *step).collect();
+    let begins: Vec<usize> = trial
+        .trace
+        .events
+        .iter()
+        .filter(|(_, e)| matches!(e, Event::AtStandOff))
+        .map(|(step, _)| *step)
+        .collect();
     let mut executed = 0;
     for (number, round) in trial.rounds.iter().enumerate() {
         let mut scene = asked(round, name, seed);
@@ -174,7 +184,12 @@ fn asked(round: &Round, name: &str, seed: u64) -> FlowScene {
             prediction.verdicts.push(Verdict { judge: judge.into(), accepted: false, score: None, reason });
         } else if attempt.verdict.is_none() {
             let reason = String::new();
-            prediction.verdicts.push(Verdict { judge: "rigidity".into(), accepted: true, score: None, reason });
+            prediction.verdicts.push(Verdict {
+                judge: "rigidity".into(),
+                accepted: true,
+                score: None,
+                reason,
+            });
         }
         scene.predictions.push(prediction);
     }
@@ -202,7 +217,8 @@ fn asked(round: &Round, name: &str, seed: u64) -> FlowScene {
 /// The way of the gripper between two control steps, and the phases. Frames are shares of the flow that was done.
 fn done(scene: &mut FlowScene, trial: &Trial, from: usize, to: usize) {
     let last = (scene.frames() - 1) as f64;
-    let events: Vec<&(usize, Event)> = trial.trace.events.iter().filter(|(s, _)| (from..to).contains(s)).collect();
+    let events: Vec<&(usize, Event)> =
+        trial.trace.events.iter().filter(|(s, _)| (from..to).contains(s)).collect();
     // Control steps and the frames of the flow they belong to; between them evenly.
     let mut marks: Vec<(usize, f64)> = Vec::new();
     for (step, event) in &events {
@@ -256,7 +272,8 @@ mod tests {
     fn made_up() -> FlowEpisode {
         let k = Intrinsics::from_fovy_deg(45.0, 16, 16).unwrap();
         let camera = Camera::new(k, Isometry3::translation(0.0, 0.0, 1.0), CameraAxes::OpenGl);
-        let points = [[0.0, 0.0, 0.1], [0.05, 0.0, 0.1], [0.0, 0.05, 0.1], [0.05, 0.05, 0.12]].map(Point3::from);
+        let points =
+            [[0.0, 0.0, 0.1], [0.05, 0.0, 0.1], [0.0, 0.05, 0.1], [0.05, 0.05, 0.12]].map(Point3::from);
         let poses: Vec<_> = (0..3).map(|t| Isometry3::translation(0.05 * f64::from(t), 0.0, 0.0)).collect();
         FlowEpisode {
             instruction: "push the block".into(),

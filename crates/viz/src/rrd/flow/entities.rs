@@ -2,29 +2,25 @@
 
 use std::collections::HashSet;
 
-use efference_geometry::{Camera, Flow3d, Isometry3, Point3, Vector3};
-use rerun::archetypes::StateChange;
+use efference_geometry::{Camera, Flow3d, Isometry3, Point3};
 use rerun::external::re_sdk_types::SerializedComponentColumn;
 use rerun::{
-    Arrows3D, AsComponents, ChannelDatatype, Clear, Color, DepthImage, EncodedImage, LineStrip2D,
-    LineStrip3D, LineStrips2D, LineStrips3D, Pinhole, Points2D, Points3D, Quaternion, Radius,
-    RecordingStream, Scalars, TextDocument, TextLog, TimeColumn, Transform3D, TransformAxes3D,
-    ViewCoordinates, components,
+    AsComponents, ChannelDatatype, Clear, Color, DepthImage, EncodedImage, LineStrip2D, LineStrip3D,
+    LineStrips2D, LineStrips3D, Pinhole, Points2D, Points3D, Quaternion, Radius, RecordingStream, TimeColumn,
+    Transform3D, ViewCoordinates, components,
 };
 
-use super::super::entities::{jpeg, log_curve_style, rgb};
-use super::super::layout::part;
+use super::super::entities::{jpeg, rgb};
 use super::super::{FRAME, OrEncode, SIM_TIME};
-use super::{DENOISE, ROUND};
+use super::ROUND;
 use crate::error::Result;
 use crate::flow::{
-    BAD_M, FlowScene, Grasp, GraspState, PREDICTED, Prediction, TimedPose, error_color, finger_lines,
-    point_colors, spread, verdict_color,
+    BAD_M, FlowScene, PREDICTED, Prediction, error_color, point_colors, spread, verdict_color,
 };
 use crate::theme::{self, Rgb};
 
 /// Points of which trails are recorded, and longest trail in frames: the size of a trail is the square of its frames.
-const TRAILS: usize = 64;
+pub(super) const TRAILS: usize = 64;
 const TRAIL_FRAMES: usize = 64;
 /// Points of the scene's cloud are at least this far apart, metres.
 const VOXEL_M: f64 = 0.005;
@@ -70,13 +66,14 @@ pub(super) fn log(rec: &RecordingStream, scene: &FlowScene, before: usize) -> Re
     log.words()
 }
 
-struct Logger<'a> {
-    rec: &'a RecordingStream,
-    scene: &'a FlowScene,
+/// Writes the parts of one scene.
+pub(super) struct Logger<'a> {
+    pub(super) rec: &'a RecordingStream,
+    pub(super) scene: &'a FlowScene,
 }
 
 impl Logger<'_> {
-    fn fixed(&self, entity: &str, parts: &[&dyn AsComponents]) -> Result<()> {
+    pub(super) fn fixed(&self, entity: &str, parts: &[&dyn AsComponents]) -> Result<()> {
         parts.iter().try_for_each(|part| self.rec.log_static(entity, *part)).encode(entity)
     }
 
@@ -91,7 +88,7 @@ impl Logger<'_> {
     }
 
     /// One row for each of `frames`.
-    fn columns<E: std::fmt::Display>(
+    pub(super) fn columns<E: std::fmt::Display>(
         &self,
         entity: &str,
         frames: impl Iterator<Item = usize> + Clone,
@@ -101,7 +98,7 @@ impl Logger<'_> {
     }
 
     /// Something that holds from this scene's first frame on.
-    fn once(&self, entity: &str, part: &dyn AsComponents) -> Result<()> {
+    pub(super) fn once(&self, entity: &str, part: &dyn AsComponents) -> Result<()> {
         let columns = part.as_serialized_batches().into_iter().map(|batch| {
             let n = batch.array.len();
             batch.partitioned([n])
@@ -183,7 +180,7 @@ impl Logger<'_> {
         Ok(())
     }
 
-    fn poses(&self, entity: &str, poses: &[Isometry3<f64>]) -> Result<()> {
+    pub(super) fn poses(&self, entity: &str, poses: &[Isometry3<f64>]) -> Result<()> {
         let columns = Transform3D::update_fields()
             .with_many_translation(poses.iter().map(|p| position(&p.translation.vector.into())))
             .with_many_quaternion(poses.iter().map(rotation))
@@ -270,211 +267,6 @@ impl Logger<'_> {
         let width = LineStrips3D::update_fields().with_radii([Radius::new_ui_points(1.0)]);
         self.fixed("world/flow/error", &[&width])
     }
-
-    /// The rigid motion of the shown sample as axes in the object's middle, the points that do not follow it, and how far
-    /// points are from it.
-    fn fit(&self, shown: &Prediction) -> Result<()> {
-        let Some(fit) = &shown.fit else { return Ok(()) };
-        let flow = &shown.flow;
-        let frames = flow.frames();
-        let n = flow.points() as f64;
-        let middle = flow.at(0).iter().fold(Vector3::zeros(), |sum, p| sum + p.coords / n);
-        let axes: Vec<Isometry3<f64>> = fit
-            .poses
-            .iter()
-            .map(|motion| motion * Isometry3::translation(middle.x, middle.y, middle.z))
-            .collect();
-        self.poses("world/fit/axes", &axes)?;
-        self.fixed("world/fit/axes", &[&TransformAxes3D::new(0.05)])?;
-
-        let out = |t: usize| flow.at(t).iter().zip(&fit.inliers[t]).filter(|(_, follows)| !**follows);
-        let lengths: Vec<usize> = (0..frames).map(|t| out(t).count()).collect();
-        let places = (0..frames).flat_map(|t| out(t).map(|(p, _)| position(p)));
-        let columns = Points3D::update_fields().with_positions(places).columns(lengths);
-        self.columns("world/fit/outliers", 0..frames, columns)?;
-        let looks = Points3D::update_fields()
-            .with_colors([rgb(theme::FAILURE)])
-            .with_radii([Radius::new_scene_units(0.006)]);
-        self.fixed("world/fit/outliers", &[&looks])?;
-
-        let chosen = spread(&self.scene.points, TRAILS);
-        let chosen = &chosen;
-        let residual = |t: usize, i: usize| {
-            LineStrip3D::from_iter([position(&(fit.poses[t] * flow.at(0)[i])), position(&flow.at(t)[i])])
-        };
-        let strips = (0..frames).flat_map(|t| chosen.iter().map(move |i| residual(t, *i)));
-        let columns = LineStrips3D::update_fields().with_strips(strips).columns(vec![chosen.len(); frames]);
-        self.columns("world/fit/residual", 0..frames, columns)?;
-        let looks = LineStrips3D::update_fields()
-            .with_colors([rgb(theme::MUTED)])
-            .with_radii([Radius::new_ui_points(1.0)]);
-        self.fixed("world/fit/residual", &[&looks])
-    }
-
-    /// The sampler's steps on a timeline of their own: all frames of the sample at once.
-    fn chain(&self, shown: &Prediction) -> Result<()> {
-        if shown.chain.is_empty() {
-            return Ok(());
-        }
-        let flow = &shown.flow;
-        let n = flow.frames() * flow.points();
-        let colors = point_colors(&self.scene.points, PREDICTED);
-        let all = |flow: &Flow3d| -> Vec<[f32; 3]> {
-            (0..flow.frames()).flat_map(|t| flow.at(t).iter().map(position)).collect()
-        };
-        let places = shown.chain.iter().flat_map(all);
-        let looks = (0..shown.chain.len() * flow.frames()).flat_map(|_| colors.iter().copied().map(rgb));
-        let columns = Points3D::update_fields().with_positions(places).with_colors(looks).columns(vec![
-            n;
-            shown
-                .chain
-                .len(
-                )
-        ]);
-        let steps = TimeColumn::new_sequence(DENOISE, 0..shown.chain.len() as i64);
-        let entity = "denoise/flow";
-        self.rec.send_columns(entity, [steps], columns.encode(entity)?).encode(entity)?;
-        self.fixed(entity, &[&Points3D::update_fields().with_radii([Radius::new_scene_units(0.003)])])
-    }
-
-    /// Candidates, the planned and the executed way.
-    fn gripper(&self) -> Result<()> {
-        let scene = self.scene;
-        for (name, state, color, width) in [
-            ("chosen", GraspState::Chosen, theme::SUCCESS, 2.4),
-            ("possible", GraspState::Possible, [200, 206, 214], 1.2),
-            ("rejected", GraspState::Rejected, theme::MUTED, 0.8),
-        ] {
-            let these = || scene.grasps.iter().filter(move |g: &&Grasp| g.state == state);
-            if these().next().is_none() {
-                continue;
-            }
-            let strips = these().flat_map(finger_lines);
-            let strips = strips.map(|line| LineStrip3D::from_iter(line.iter().map(position)));
-            let grasps = LineStrips3D::new(strips)
-                .with_colors([rgb(color)])
-                .with_radii([Radius::new_ui_points(width)]);
-            self.once(&format!("world/grasps/{name}"), &grasps)?;
-        }
-        let at = |p: &TimedPose| position(&p.pose.translation.vector.into());
-        if !scene.plan.is_empty() {
-            let way = LineStrips3D::new([LineStrip3D::from_iter(scene.plan.iter().map(at))])
-                .with_colors([rgb(theme::PLAN)])
-                .with_radii([Radius::new_ui_points(2.2)]);
-            self.once("world/ee/plan", &way)?;
-            let axis = |pose: &TimedPose, axis: Vector3<f64>| {
-                let v = pose.pose.rotation * axis * 0.02;
-                [v.x as f32, v.y as f32, v.z as f32]
-            };
-            let three = [Vector3::x(), Vector3::y(), Vector3::z()];
-            let vectors = scene.plan.iter().flat_map(|p| three.map(|a| axis(p, a)));
-            let colors: [Rgb; 3] = [[235, 87, 87], [88, 190, 110], [90, 140, 245]];
-            let arrows = Arrows3D::from_vectors(vectors)
-                .with_origins(scene.plan.iter().flat_map(|p| [at(p); 3]))
-                .with_colors(scene.plan.iter().flat_map(|_| colors.map(rgb)))
-                .with_radii([Radius::new_ui_points(0.8)]);
-            self.once("world/ee/plan/axes", &arrows)?;
-        }
-        if !scene.executed.is_empty() {
-            let frames = scene.frames();
-            let way = |t: usize| {
-                LineStrip3D::from_iter(scene.executed.iter().filter(move |p| p.frame <= t as f64).map(at))
-            };
-            let columns =
-                LineStrips3D::update_fields().with_strips((0..frames).map(way)).columns_of_unit_batches();
-            self.columns("world/ee/executed", 0..frames, columns)?;
-            let color = scene.success.map_or([255, 255, 255], verdict_color);
-            let looks = LineStrips3D::update_fields()
-                .with_colors([rgb(color)])
-                .with_radii([Radius::new_ui_points(2.0)]);
-            self.fixed("world/ee/executed", &[&looks])?;
-        }
-        Ok(())
-    }
-
-    fn plots(&self) -> Result<()> {
-        let scene = self.scene;
-        if let Some(errors) = scene.errors(scene.chosen.unwrap_or(0)) {
-            self.plot("error_cm/mean", 0, &errors.mean_cm)?;
-            self.plot("error_cm/p90", 1, &errors.p90_cm)?;
-            self.plot("error_cm/p10", 2, &errors.p10_cm)?;
-        }
-        if let Some(fit) = scene.shown().and_then(|p| p.fit.as_ref()) {
-            let all: Vec<f64> = fit.rms_all_m.iter().map(|m| 1e3 * m).collect();
-            self.plot("rigid_rms_mm/all_points", 3, &all)?;
-            let inliers: Vec<f64> = fit.rms_m.iter().map(|m| 1e3 * m).collect();
-            self.plot("rigid_rms_mm/inliers", 4, &inliers)?;
-        }
-        for (i, curve) in scene.curves.iter().enumerate() {
-            let path: Vec<String> = curve.name.split('/').map(part).collect();
-            self.plot(&path.join("/"), 5 + i, &curve.values)?;
-        }
-        Ok(())
-    }
-
-    fn plot(&self, name: &str, color: usize, values: &[f64]) -> Result<()> {
-        let entity = format!("plot/{name}");
-        let finite: Vec<(usize, f64)> =
-            values.iter().copied().enumerate().filter(|(_, v)| v.is_finite()).collect();
-        if finite.is_empty() {
-            return Ok(());
-        }
-        let columns =
-            Scalars::update_fields().with_scalars(finite.iter().map(|(_, v)| *v)).columns_of_unit_batches();
-        self.columns(&entity, finite.iter().map(|(t, _)| *t), columns)?;
-        log_curve_style(self.rec, &entity, name, color).encode(&entity)
-    }
-
-    /// Phases, verdicts, the card.
-    fn words(&self) -> Result<()> {
-        let scene = self.scene;
-        if !scene.phases.is_empty() {
-            let names = scene.phases.iter().map(|p| p.name.as_str());
-            let columns = StateChange::update_fields().with_state(names).columns_of_unit_batches();
-            self.columns("phase", scene.phases.iter().map(|p| p.frame), columns)?;
-        }
-        for (k, prediction) in scene.predictions.iter().enumerate() {
-            for verdict in &prediction.verdicts {
-                let word = if verdict.accepted { "accepts" } else { "rejects" };
-                let score = verdict.score.map(|s| format!(" ({s:.2})")).unwrap_or_default();
-                let text = format!("{} {word} sample {k}{score} {}", verdict.judge, verdict.reason);
-                let line =
-                    TextLog::new(text.trim_end()).with_level(if verdict.accepted { "INFO" } else { "WARN" });
-                let color = rgb(verdict_color(verdict.accepted));
-                // An entity per judge and sample: rows of one entity at one time would replace each other.
-                let entity = format!("verdict/{k}/{}", part(&verdict.judge));
-                self.once(&entity, &line.with_color(color))?;
-            }
-        }
-        self.once("card", &TextDocument::from_markdown(card(scene)))
-    }
-}
-
-/// The text beside the scene.
-fn card(scene: &FlowScene) -> String {
-    let mut lines = vec![
-        ("task".to_owned(), scene.name.clone()),
-        ("seed".into(), scene.seed.to_string()),
-        ("points".into(), scene.points.len().to_string()),
-        ("samples".into(), scene.predictions.len().to_string()),
-    ];
-    if let Some(errors) = scene.errors(scene.chosen.unwrap_or(0)) {
-        lines.push(("mean error (ADE)".into(), format!("{:.2} cm", errors.ade_cm())));
-        lines.push(("final error (FDE)".into(), format!("{:.2} cm", errors.fde_cm())));
-    }
-    if let Some(fit) = scene.shown().and_then(|p| p.fit.as_ref()) {
-        lines.push(("off a rigid motion".into(), format!("{:.1} mm", 1e3 * fit.worst_rms_m())));
-    }
-    lines.extend(scene.notes.iter().cloned());
-    let accepted = scene.shown().and_then(Prediction::accepted);
-    let words = [
-        accepted.map(|a| if a { "✓ accepted" } else { "✗ rejected" }),
-        scene.success.map(|s| if s { "✓ done" } else { "✗ not done" }),
-    ];
-    let words: Vec<String> = words.into_iter().flatten().map(|w| format!("**{w}**")).collect();
-    let lines: Vec<String> =
-        lines.iter().map(|(what, value)| format!("{what} **{}**", value.replace('\n', " "))).collect();
-    format!("## {}\n\n{}\n\n{}", scene.instruction, words.join(" · "), lines.join(" · "))
 }
 
 /// Places and colours of a cloud.
@@ -512,7 +304,7 @@ fn seen_colors<'a>(colors: &'a [Rgb], visibility: &'a [f32]) -> impl Iterator<It
     })
 }
 
-fn position(p: &Point3<f64>) -> [f32; 3] {
+pub(super) fn position(p: &Point3<f64>) -> [f32; 3] {
     [p.x as f32, p.y as f32, p.z as f32]
 }
 

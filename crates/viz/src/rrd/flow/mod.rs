@@ -21,6 +21,8 @@
 
 mod entities;
 mod layout;
+mod plans;
+mod words;
 
 use std::path::Path;
 
