@@ -11,6 +11,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use candle_core::Tensor;
 use efference_envs::Env;
@@ -107,12 +108,14 @@ pub fn workbench_goal(scene: &Scene, pose: &Isometry3<f64>) -> Option<bool> {
     }
     let task = FlowTask::from_id(&scene.task).ok()?;
     BENCHES.with_borrow_mut(|benches| {
-        if !benches.contains_key(&task) {
-            // The goal is the same for every arm.
-            let env = FlowEnv::new(task, ArmKind::ALL[0], &FlowOptions::default()).ok()?;
-            benches.insert(task, (env, None));
-        }
-        let (env, at) = benches.get_mut(&task)?;
+        let (env, at) = match benches.entry(task) {
+            Entry::Occupied(bench) => bench.into_mut(),
+            Entry::Vacant(place) => {
+                // The goal is the same for every arm.
+                let env = FlowEnv::new(task, ArmKind::ALL[0], &FlowOptions::default()).ok()?;
+                place.insert((env, None))
+            }
+        };
         if *at != Some(scene.seed) {
             *at = None;
             env.reset(scene.seed).ok()?;

@@ -26,6 +26,9 @@ use crate::optimise::averaged;
 /// Name of the weights that come with the program.
 pub const BUILT_IN_FLOW: &str = "builtin:flow_world";
 
+/// Those weights, made by `configs/flow/pretrain.toml`.
+const WEIGHTS: &[u8] = include_bytes!("../../../../assets/flow_world.safetensors");
+
 /// Key of the description in the metadata of a weights file.
 const META: &str = "efference.flow";
 
@@ -75,6 +78,9 @@ impl FlowModel {
     /// # Errors
     /// A file that is missing, damaged, or no flow world model.
     pub fn load(name: &str, device: Device) -> Result<Self> {
+        if name == BUILT_IN_FLOW || name == "builtin" {
+            return Self::from_bytes(Path::new("assets/flow_world.safetensors"), WEIGHTS, device);
+        }
         let path = Path::new(name);
         if path.is_file() {
             let size = path.metadata().map(|meta| meta.len()).unwrap_or(0);

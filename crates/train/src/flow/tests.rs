@@ -179,3 +179,23 @@ fn learning_from_rewards_starts_at_a_ratio_of_one() {
     assert!(values["rl/last/ratio_gap"] > 0.0 && values["rl/first/grad_norm"] > 0.0);
     assert!((-2.0..=1.0).contains(&values["rl/reward"]));
 }
+
+#[test]
+fn the_shipped_weights_know_more_than_that_things_stand_still() {
+    let model = FlowModel::load(super::BUILT_IN_FLOW, Device::Cpu).unwrap();
+    let tasks = ["pour", "insert", "hang"].map(String::from);
+    let scenes = super::workbench_scenes(&tasks, 3, &model.spec.net).unwrap();
+    assert!(scenes.len() >= 5, "{} scenes", scenes.len());
+    let rows = evaluate(&model, &scenes, &model.spec.sampler, 2, 32, 0).unwrap();
+    let summary = &rows.last().unwrap().summary;
+    assert!(summary.ade_ratio < 0.7, "{summary:?}");
+    // What a scene's question is answered with does not depend on who asks: the trait or the command line.
+    let episode =
+        efference_envs::flow::GenerateOptions { eval: true, ..Default::default() }.episode(0).unwrap();
+    let flows = efference_rollout::flow::Predictor::predict(&model, &episode.query(), 2, 4).unwrap();
+    assert_eq!(flows, model.flows(&episode.query(), None, &model.spec.sampler, 2, 4).unwrap());
+    assert_eq!((flows[0].points(), flows[0].frames()), (episode.flow.points(), 9));
+    let nowhere = efference_data::flow::FlowQuery { points: Vec::new(), ..episode.query() };
+    let refused = efference_rollout::flow::Predictor::predict(&model, &nowhere, 1, 0).unwrap_err();
+    assert!(matches!(refused, efference_rollout::flow::Error::Query { .. }), "{refused}");
+}

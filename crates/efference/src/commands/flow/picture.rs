@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use efference_envs::Env;
 use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask, eval_seed};
-use efference_envs::{Env, Quality};
+use efference_envs::tabletop::Quality;
 use efference_rollout::flow::{Checker, OracleFlow, Predictor, System, run_trial};
 use efference_train::flow::{BUILT_IN_FLOW, FlowModel};
 use efference_viz::flow::{FlowRecorder, FlowScene, page, sheet};
