@@ -331,13 +331,14 @@ fn carry_out(
         break;
     }
     let (Some(chosen), Some(Ok(plan))) = (round.chosen, &round.grasp) else {
-        let why: Vec<String> = round
+        let mut why: Vec<String> = round
             .proposal
             .attempts
             .iter()
             .filter_map(|a| a.rejection.as_ref())
             .map(ToString::to_string)
             .collect();
+        why.dedup();
         trial.report.refused = Some(why.join("; "));
         return Ok(false);
     };
