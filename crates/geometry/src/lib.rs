@@ -1,7 +1,12 @@
 //! Cameras, rigid motions and 3D flow: the geometry between a picture and a plan.
 //!
 //! - [`Camera`]: a pinhole camera with a place in the world; conventions of other worlds are converted on the way in.
-//! - [`Flow3d`]: where the points of an object are, frame by frame, and whether the camera sees them.
+//! - [`Flow3d`]: where the points of an object are, frame by frame, and whether the camera sees them; [`rigid`] fits how the
+//!   object moves as a whole, outliers or not; [`metrics`] says how good a predicted flow is.
+//! - [`tracks`], [`video`], [`cloud`]: flows from the tracks and depths of real videos. [`render`]: pictures of point clouds.
+//! - [`plan`]: poses of a hand that move an object along a flow, around obstacles ([`sdf`], [`solid`]) and within the reach of
+//!   an arm ([`ik`]).
+//! - [`conformance`]: replays reference vectors.
 //!
 //! Metres, radians, pixels; f64; right-handed frames. A pose is an [`nalgebra::Isometry3`] and is named
 //! `target_from_source`: it maps coordinates in the source frame to the target frame.
@@ -25,6 +30,7 @@ pub mod solid;
 pub mod spline;
 pub mod tracks;
 mod uvd;
+pub mod video;
 
 pub use camera::{Camera, CameraAxes, Intrinsics};
 pub use error::{Error, Result};

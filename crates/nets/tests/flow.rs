@@ -3,9 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use efference_geometry::{Camera, CameraAxes, Intrinsics, Isometry3, Point3, Vector3};
-use efference_nets::flow::{
-    FlowBatch, FlowNetConfig, PointFlowNet, QueryCode, QueryInput, conformance,
-};
+use efference_nets::flow::{FlowBatch, FlowNetConfig, PointFlowNet, QueryCode, QueryInput, conformance};
 use efference_nets::{Init, ParamStore};
 use efference_objectives::conformance::run_with;
 use efference_ops::{Grads, value_and_grad};
@@ -29,7 +27,15 @@ fn camera() -> Camera {
 }
 
 fn config() -> FlowNetConfig {
-    FlowNetConfig { width: 32, layers: 2, heads: 2, frames: 3, image_size: 32, goal: true, ..FlowNetConfig::default() }
+    FlowNetConfig {
+        width: 32,
+        layers: 2,
+        heads: 2,
+        frames: 3,
+        image_size: 32,
+        goal: true,
+        ..FlowNetConfig::default()
+    }
 }
 
 /// A network none of whose weights is zero, as after some training.
@@ -118,7 +124,8 @@ fn the_words_matter_and_guidance_has_a_branch_without_them() {
         let without = net.forward(&context.without_text().unwrap(), &noisy, &time).unwrap();
         (numbers(&net.forward(&context, &noisy, &time).unwrap().motion), numbers(&without.motion))
     };
-    let (a, b, none) = (answer("pour the tea", false), answer("open the drawer", false), answer("pour", true));
+    let (a, b, none) =
+        (answer("pour the tea", false), answer("open the drawer", false), answer("pour", true));
     assert_ne!(a.0, b.0);
     assert_eq!(a.1, b.1);
     assert_eq!(none.0, a.1, "an instruction that was dropped is the branch without text");
@@ -127,7 +134,8 @@ fn the_words_matter_and_guidance_has_a_branch_without_them() {
 #[test]
 fn the_gradient_reaches_every_weight() {
     let (params, net) = network();
-    let batch = FlowBatch::new(&config(), &[code(&points(4), "lift"), code(&points(4), "hang it")], &Device::Cpu);
+    let batch =
+        FlowBatch::new(&config(), &[code(&points(4), "lift"), code(&points(4), "hang it")], &Device::Cpu);
     let batch = batch.unwrap();
     let (_, found) = value_and_grad(|| {
         let context = net.context(&batch)?;
@@ -146,7 +154,9 @@ fn the_gradient_reaches_every_weight() {
 fn batches_and_shapes_that_do_not_fit_are_refused() {
     let (_, net) = network();
     let codes = [code(&points(4), "lift"), code(&points(5), "lift")];
-    assert!(FlowBatch::new(&config(), &codes, &Device::Cpu).unwrap_err().to_string().contains("equally many"));
+    assert!(
+        FlowBatch::new(&config(), &codes, &Device::Cpu).unwrap_err().to_string().contains("equally many")
+    );
     assert!(FlowBatch::new(&config(), &[], &Device::Cpu).is_err());
     let context = net.context(&FlowBatch::new(&config(), &codes[..1], &Device::Cpu).unwrap()).unwrap();
     let time = wave(&[1, 256], 0.2);
@@ -155,4 +165,14 @@ fn batches_and_shapes_that_do_not_fit_are_refused() {
     let blind = FlowNetConfig { picture: false, ..config() };
     let batch = FlowBatch::new(&blind, &codes[..1], &Device::Cpu).unwrap();
     assert!(net.context(&batch).unwrap_err().to_string().contains("picture"));
+}
+
+#[test]
+fn small_sizes_have_as_many_parameters_as_documented() {
+    for (name, millions) in [("xs", 0.9), ("s", 1.5)] {
+        let mut params = ParamStore::new(0, Device::Cpu);
+        PointFlowNet::new(&mut params.root(), &FlowNetConfig::preset(name).unwrap()).unwrap();
+        let got = params.count() as f64 / 1e6;
+        assert!((got - millions).abs() < 0.05, "{name}: {got}");
+    }
 }

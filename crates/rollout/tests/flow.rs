@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use efference_data::flow::FlowQuery;
+use efference_envs::Env;
 use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask, eval_seed, train_seed};
 use efference_geometry::{Flow3d, Frame, Isometry3, Point3, Vector3};
 use efference_rollout::flow::{
-    Checker, Error, LoopOptions, Predictor, Result, Source, System, TableOptions, TrialJournal, VlmOptions,
-    demonstrate_flow, run_table, run_trial, tell,
+    Checker, Error, FlowRewardEnv, LoopOptions, Predictor, Reference, Result, RewardForm, Source, System,
+    TableOptions, TrialJournal, VlmOptions, demonstrate_flow, run_table, run_trial, tell,
 };
 use serde_json::json;
 
@@ -223,4 +224,32 @@ fn demonstrations_are_ordinary_episodes() {
     writer.append(&episode).unwrap();
     let store = efference_data::EpisodeStore::open(&dir.path().join("demos")).unwrap();
     assert_eq!(store.entries().len(), 1);
+}
+
+#[test]
+fn the_reward_of_a_flow_is_paid_to_whoever_does_the_task() {
+    // What the planner does, as if a policy had done it.
+    let seed = (100..).map(eval_seed).find(|seed| {
+        let trial = run_trial(&mut env(FlowTask::Insert, ArmKind::Arm6), &System::oracle(), *seed).unwrap();
+        trial.report.success
+    });
+    let seed = seed.unwrap();
+    let actions =
+        run_trial(&mut env(FlowTask::Insert, ArmKind::Arm6), &System::oracle(), seed).unwrap().trace.actions;
+    let play = |form| {
+        let mut env = FlowRewardEnv::new(env(FlowTask::Insert, ArmKind::Arm6), Reference::Oracle, form);
+        env.reset(seed).unwrap();
+        let middle = env.snapshot();
+        let rewards: Vec<f32> = actions.iter().map(|a| env.step(a).unwrap().reward).collect();
+        // Going back pays nothing, and what follows pays the same again.
+        env.restore(&middle).unwrap();
+        assert_eq!(env.step(&actions[0]).unwrap().reward, rewards[0]);
+        rewards
+    };
+    let shaped = play(RewardForm::Shaped);
+    // All of the way, and the end.
+    assert!((shaped.iter().sum::<f32>() - 2.0).abs() < 0.3, "{}", shaped.iter().sum::<f32>());
+    let dense = play(RewardForm::Dense);
+    assert!(dense.iter().all(|r| (0.0..=1.0).contains(r)));
+    assert!(dense[dense.len() - 1] > 0.7 && dense[0] < 0.3, "{dense:?}");
 }

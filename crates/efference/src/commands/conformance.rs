@@ -64,13 +64,17 @@ fn recorded(result: libero::CaseResult) -> CaseResult {
 /// The parts of papers that live outside `objectives`.
 fn elsewhere(question: &Question) -> Option<std::result::Result<Numbers, String>> {
     match question.id {
+        "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
         "flow3d_action" => {
             let heads = question.params.get("heads").and_then(serde_json::Value::as_u64).unwrap_or(1);
             efference_nets::flow::conformance::replay(question.function, heads as usize, &question.numbers())
-        }
-        "model_vla" => efference_nets::conformance::replay(question.function, &question.numbers()),
-        "flow3d_action" => {
-            efference_geometry::conformance::replay(question.function, question.params, question.inputs)
+                .or_else(|| {
+                    efference_geometry::conformance::replay(
+                        question.function,
+                        question.params,
+                        question.inputs,
+                    )
+                })
         }
         "eval_libero" => libero_tasks::replay(question)
             .or_else(|| libero_simulation(question))

@@ -69,7 +69,7 @@ impl Default for FlowNetConfig {
 }
 
 impl FlowNetConfig {
-    /// A named size: `xs` 0.9M parameters with picture, `s` 1.6M, `m` 4.7M, `b` 11M, `l` 24M, `xl` 400M.
+    /// A named size: `xs` 0.9M parameters with picture, `s` 1.5M, `m` 4.6M, `b` 10M, `l` 23M, `xl` 398M.
     #[must_use]
     pub fn preset(name: &str) -> Option<Self> {
         let (width, layers, heads) = match name {

@@ -15,7 +15,11 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// Names the input that is absent or has a wrong length.
-pub fn replay(function: &str, heads: usize, inputs: &Numbers) -> Option<std::result::Result<Numbers, String>> {
+pub fn replay(
+    function: &str,
+    heads: usize,
+    inputs: &Numbers,
+) -> Option<std::result::Result<Numbers, String>> {
     (function == "dit_block").then(|| block(heads, inputs).map_err(|e| e.to_string()))
 }
 

@@ -47,7 +47,11 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 fn check(x: &Tensor, name: &'static str, per_sample: &Tensor) -> Result<()> {
     let dims = x.dims();
     if dims.len() != 3 || dims.contains(&0) {
-        return Err(Error::Input { name: "x", got: dims.to_vec(), expected: "[B, N, D], none of them 0".into() });
+        return Err(Error::Input {
+            name: "x",
+            got: dims.to_vec(),
+            expected: "[B, N, D], none of them 0".into(),
+        });
     }
     if per_sample.dims() != [dims[0], dims[2]] {
         let expected = format!("[B, D] = [{}, {}]", dims[0], dims[2]);

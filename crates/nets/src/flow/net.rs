@@ -19,13 +19,13 @@ const TIME: usize = 256;
 /// Queries of equally many points, as tensors.
 #[derive(Clone, Debug)]
 pub struct FlowBatch {
-    points: Tensor,            // [B, N, POINT_NUMBERS]
-    sampling: Option<Tensor>,  // [B, N, S] bilinear weights over the cells
-    scene: Option<Tensor>,     // [B, C, side, side]
-    words: Tensor,             // [B, L] u32
-    word_weights: Tensor,      // [B, 1, L], 1 / number of words
-    camera: Tensor,            // [B, CAMERA_NUMBERS]
-    goal: Option<Tensor>,      // [B, 1, GOAL_NUMBERS]
+    points: Tensor,           // [B, N, POINT_NUMBERS]
+    sampling: Option<Tensor>, // [B, N, S] bilinear weights over the cells
+    scene: Option<Tensor>,    // [B, C, side, side]
+    words: Tensor,            // [B, L] u32
+    word_weights: Tensor,     // [B, 1, L], 1 / number of words
+    camera: Tensor,           // [B, CAMERA_NUMBERS]
+    goal: Option<Tensor>,     // [B, 1, GOAL_NUMBERS]
 }
 
 /// What the network makes of queries before any noise: the same for every step of a sampler.
@@ -167,10 +167,7 @@ impl FlowBatch {
             words: Tensor::from_vec(words, (b, longest), device)?,
             word_weights: Tensor::from_vec(word_weights, (b, 1, longest), device)?,
             camera: Tensor::from_vec(camera, (b, CAMERA_NUMBERS), device)?,
-            goal: config
-                .goal
-                .then(|| Tensor::from_vec(goal, (b, 1, GOAL_NUMBERS), device))
-                .transpose()?,
+            goal: config.goal.then(|| Tensor::from_vec(goal, (b, 1, GOAL_NUMBERS), device)).transpose()?,
         })
     }
 

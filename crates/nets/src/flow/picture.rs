@@ -16,7 +16,11 @@ fn check_sides(width: usize, height: usize, got: usize, want: usize, name: &'sta
     if sides && got == want {
         return Ok(());
     }
-    Err(Error::Input { name, got: vec![got], expected: format!("{want} numbers for {width} x {height} pixels") })
+    Err(Error::Input {
+        name,
+        got: vec![got],
+        expected: format!("{want} numbers for {width} x {height} pixels"),
+    })
 }
 
 /// A picture [height, width, 3] as a square of `side` pixels, each the mean of what it covers.
@@ -39,7 +43,8 @@ pub fn small_picture(rgb: &[u8], width: usize, height: usize, side: usize) -> Re
         for &(left, right) in &columns {
             let count = ((bottom - top) * (right - left)) as u32;
             for channel in 0..3 {
-                let row = |y: usize| (left..right).map(move |x| u32::from(rgb[(y * width + x) * 3 + channel]));
+                let row =
+                    |y: usize| (left..right).map(move |x| u32::from(rgb[(y * width + x) * 3 + channel]));
                 let sum: u32 = (top..bottom).flat_map(row).sum();
                 out.push(((sum + count / 2) / count) as u8);
             }

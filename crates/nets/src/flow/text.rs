@@ -26,7 +26,8 @@ pub fn text_ids(instruction: &str, vocabulary: usize) -> Vec<u32> {
 /// FNV-1a over the words with a separator: the same on every machine.
 fn hash(words: &[&str]) -> u64 {
     let bytes = words.iter().flat_map(|word| word.bytes().chain([b' ']));
-    let folded = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let folded =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     // The low bits of FNV are weak, and the remainder takes those.
     folded ^ (folded >> 32)
 }

@@ -323,3 +323,119 @@ fn by_agreement(attempts: &[Attempt]) -> Vec<usize> {
     open.sort_by(|a, b| spread[*a].total_cmp(&spread[*b]));
     open
 }
+
+#[cfg(test)]
+mod tests {
+    use efference_geometry::{Isometry3, Vector3};
+
+    use super::super::JudgeError;
+    use super::super::picture::tests::wall_and_square;
+    use super::*;
+
+    /// Sample k shifts the points by its k-th length.
+    struct Shifts(Vec<f64>);
+
+    impl Predictor for Shifts {
+        fn predict(&self, query: &FlowQuery, _: usize, _: u64) -> Result<Vec<Flow3d>> {
+            let flow = |x: &f64| {
+                let poses = [Isometry3::identity(), Isometry3::translation(*x, 0.0, 0.0)];
+                Ok(Flow3d::rigid(Frame::World, &query.points, &poses, vec![1.0; 2 * query.points.len()])?)
+            };
+            self.0.iter().map(flow).collect()
+        }
+    }
+
+    /// Scores by the motion; counts how often it is asked; breaks at a call.
+    struct Scorer {
+        score: fn(f64) -> f64,
+        asked: usize,
+        breaks_at: usize,
+    }
+
+    impl Judge for Scorer {
+        fn judge(&mut self, question: &JudgeQuestion<'_>) -> Result<Verdict> {
+            self.asked += 1;
+            if self.asked == self.breaks_at {
+                return Err(Error::Judge(JudgeError::Timeout { limit_secs: 1.0, tries: 1 }));
+            }
+            let score = (self.score)(question.motion.translation.x);
+            Ok(Verdict { accept: score >= 0.5, score, reason: format!("score {score}") })
+        }
+        fn name(&self) -> &'static str {
+            "scorer"
+        }
+    }
+
+    fn ask(shifts: &[f64], judge: &mut Scorer, best: bool) -> Proposal {
+        let (mut query, mask) = wall_and_square();
+        query.points =
+            (0..8).map(|i| Point3::new(0.01 * f64::from(i % 3), 0.01 * f64::from(i / 3), 0.5)).collect();
+        let workspace = Workspace { low_m: [-2.0; 3], high_m: [2.0; 3] };
+        let options = LoopOptions { samples: shifts.len(), best, workspace, ..LoopOptions::default() };
+        propose(&query, &mask, &Shifts(shifts.to_vec()), Some(judge), &options, 0).unwrap()
+    }
+
+    #[test]
+    fn the_best_score_wins_and_what_the_judge_dislikes_is_rejected_with_its_reason() {
+        let mut judge = Scorer { score: |x| 10.0 * x, asked: 0, breaks_at: 0 };
+        let proposal = ask(&[0.06, 0.02, 0.09, 0.07], &mut judge, true);
+        assert_eq!((proposal.accepted, judge.asked), (vec![2, 3, 0], 4));
+        let rejected = proposal.attempts[1].rejection.as_ref().unwrap();
+        assert!(matches!(rejected, Rejection::Judged { reason, .. } if reason == "score 0.2"), "{rejected}");
+    }
+
+    #[test]
+    fn the_first_to_be_accepted_is_the_one_that_agrees_best_and_nobody_else_is_asked() {
+        let mut judge = Scorer { score: |_| 1.0, asked: 0, breaks_at: 0 };
+        let proposal = ask(&[0.30, 0.06, 0.05, 0.07], &mut judge, false);
+        assert_eq!((proposal.accepted, judge.asked), (vec![1], 1));
+    }
+
+    #[test]
+    fn a_judge_that_breaks_is_not_asked_again_and_nothing_it_did_not_see_is_accepted() {
+        let mut judge = Scorer { score: |_| 0.0, asked: 0, breaks_at: 2 };
+        let proposal = ask(&[0.06, 0.05, 0.07], &mut judge, true);
+        assert_eq!(judge.asked, 2);
+        assert!(proposal.best().is_none() && proposal.refusals().len() == 3);
+        let broken = |r: &&&Rejection| matches!(r, Rejection::NoVerdict { error } if error.contains("no answer within 1 s"));
+        assert_eq!(proposal.refusals().iter().filter(broken).count(), 2);
+    }
+
+    #[test]
+    fn few_points_that_stray_do_not_move_the_fit_but_count_as_not_rigid_when_far() {
+        let object: Vec<_> =
+            (0..20).map(|i| Point3::new(0.01 * f64::from(i % 5), 0.01 * f64::from(i / 5), 0.5)).collect();
+        let stray = |by: f64| {
+            let mut later: Vec<_> = object.iter().map(|p| p + Vector3::new(0.0, 0.1, 0.0)).collect();
+            later[7].z += by;
+            let positions = object.iter().copied().chain(later).collect();
+            Flow3d::new(Frame::World, 20, positions, vec![1.0; 40]).unwrap()
+        };
+        let (mut query, _) = wall_and_square();
+        query.points.clone_from(&object);
+        let options = LoopOptions {
+            workspace: Workspace { low_m: [-2.0; 3], high_m: [2.0; 3] },
+            ..LoopOptions::default()
+        };
+        let near = examine(&query, stray(0.03), &options).unwrap();
+        assert_eq!(near.rejection, None);
+        assert!((near.fit.last().translation.vector - Vector3::new(0.0, 0.1, 0.0)).norm() < 1e-6);
+        let far = examine(&query, stray(0.1), &options).unwrap();
+        assert!(
+            matches!(far.rejection, Some(Rejection::NotRigid { frame: 1, rms_m }) if (rms_m - 0.0224).abs() < 1e-3)
+        );
+    }
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let good = LoopOptions::default();
+        for (bad, name) in [
+            (LoopOptions { samples: 65, ..good }, "samples"),
+            (LoopOptions { rigid_limit_m: Some(f64::NAN), ..good }, "rigid_limit_m"),
+            (LoopOptions { least_motion_m: -1.0, ..good }, "least_motion_m"),
+            (LoopOptions { workspace: Workspace { low_m: [0.0; 3], high_m: [0.0; 3] }, ..good }, "workspace"),
+        ] {
+            assert!(matches!(bad.validate(), Err(Error::Setting { setting, .. }) if setting == name));
+        }
+    }
+}

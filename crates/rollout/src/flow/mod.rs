@@ -8,7 +8,7 @@
 //!   refused was refused.
 //! - [`grasp_candidates`], [`plan_grasp`]: where a parallel gripper can hold simple shapes, and which of these grasps lets
 //!   an arm carry the object along a flow.
-//! - [`FlowTracker`]: a flow as a dense reward.
+//! - [`FlowTracker`], [`FlowRewardEnv`]: a flow as a dense reward, for trainers.
 //! - [`run_trial`], [`run_table`], [`demonstrate_flow`]: all of it on the workbench of `efference_envs::flow`.
 //! - [`execute`]: grasps and moves, 7 numbers per step, looking at the points all the time.
 //!
@@ -24,6 +24,7 @@ mod picture;
 mod plan;
 mod predictor;
 mod reward;
+mod reward_env;
 mod robot;
 mod servo;
 mod table;
@@ -43,6 +44,7 @@ pub use picture::{FinalPicture, draw_final};
 pub use plan::{Examined, GraspCheck, GraspPlan, NoGrasp, PlanOptions, plan_grasp};
 pub use predictor::{FrozenDepth, OracleFlow, Predictor};
 pub use reward::{FlowReward, FlowTracker};
+pub use reward_env::{FlowRewardEnv, Reference, RewardForm};
 pub use robot::{Kinematics, Reached, Robot};
 pub use servo::{Pace, apart, densify, pose_at, servo};
 pub use table::{TableOptions, TrialJournal, TrialLine, TrialPlace, run_table};

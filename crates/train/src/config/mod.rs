@@ -63,12 +63,7 @@ pub(crate) struct Blame<'s>(&'s Source);
 
 impl Blame<'_> {
     /// What is wrong with `field`, and what to do about it.
-    pub(crate) fn problem(
-        &self,
-        field: &str,
-        what: impl Into<String>,
-        help: impl Into<String>,
-    ) -> Problem {
+    pub(crate) fn problem(&self, field: &str, what: impl Into<String>, help: impl Into<String>) -> Problem {
         self.0.problem(field, what, help)
     }
 }

@@ -46,7 +46,7 @@ fn schedules() -> Vec<String> {
 settings! {
     /// `[model]`: the network.
     pub struct FlowModelConfig {
-        /// Named size: xs 0.9M parameters, s 1.6M, m 4.7M, b 11M, l 24M, xl 400M.
+        /// Named size: xs 0.9M parameters, s 1.5M, m 4.6M, b 10M, l 23M, xl 398M.
         pub size: String = "s".into(), Check::OneOf(sizes);
         /// Predicted frames after the present.
         pub frames: usize = 8, Check::In(Range::between(1.0, 256.0));

@@ -93,7 +93,18 @@ pub fn compare(predicted: &[Vec<Flow3d>], truths: &[Flow3d]) -> Result<Option<Fl
 pub fn text_table(rows: &[TaskMetrics]) -> String {
     let mut out = format!(
         "{:<10} {:>6} {:>7} {:>7} {:>7} {:>7} {:>7} {:>6} {:>6} {:>6} {:>7} {:>7} {:>7}\n",
-        "task", "scenes", "ADE", "FDE", "minADE", "minFDE", "visADE", "AJ-3D", "OA", "rms", "rot deg", "pos cm",
+        "task",
+        "scenes",
+        "ADE",
+        "FDE",
+        "minADE",
+        "minFDE",
+        "visADE",
+        "AJ-3D",
+        "OA",
+        "rms",
+        "rot deg",
+        "pos cm",
         "static"
     );
     for TaskMetrics { task, summary } in rows {

@@ -240,9 +240,7 @@ impl<'a> Improver<'a> {
         let worth: Vec<Worth> = flows
             .iter()
             .enumerate()
-            .map(|(row, flow)| {
-                self.reward.of(&asked.scenes[row / group], flow, &asked.truths[row / group])
-            })
+            .map(|(row, flow)| self.reward.of(&asked.scenes[row / group], flow, &asked.truths[row / group]))
             .collect::<Result<_>>()?;
         let rewards: Vec<f64> = worth.iter().map(|w| w.reward).collect();
         let groups: Vec<u64> = (0..rows.len()).map(|row| (row / group) as u64).collect();
@@ -312,7 +310,9 @@ impl<'a> Improver<'a> {
             let seeds: Vec<u64> = (0..asked.codes.len()).map(seed).collect();
             for (sum, sampler) in sums.iter_mut().zip([&self.usual, &self.sampler]) {
                 let flows = model.of_codes(&asked.codes, sampler, SAMPLES, &seeds)?;
-                for (i, flow) in flows.iter().enumerate().flat_map(|(i, flows)| flows.iter().map(move |f| (i, f))) {
+                for (i, flow) in
+                    flows.iter().enumerate().flat_map(|(i, flows)| flows.iter().map(move |f| (i, f)))
+                {
                     let worth = self.reward.of(&asked.scenes[i], flow, &asked.truths[i])?;
                     sum[0] += f64::from(u8::from(worth.success));
                     sum[1] += worth.reward;

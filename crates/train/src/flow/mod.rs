@@ -26,12 +26,12 @@ pub mod synthetic;
 #[cfg(test)]
 mod tests;
 
-pub use improve::{FlowReward, Worth, workbench_goal};
 pub use config::{
     FlowConfig, FlowDataConfig, FlowEvalConfig, FlowModelConfig, FlowRlConfig, FlowTrainConfig,
     ProcessConfig, SamplerConfig, flow_settings_table,
 };
 pub use evaluate::{TaskMetrics, evaluate, text_table};
+pub use improve::{FlowReward, Worth, workbench_goal};
 pub use model::{BUILT_IN_FLOW, FlowModel, FlowSpec};
 pub use scene::Scene;
-pub use source::workbench_scenes;
+pub use source::{stored_scenes, workbench_scenes};

@@ -6,8 +6,8 @@ use std::path::Path;
 use candle_core::Device;
 use efference_data::flow::FlowQuery;
 use efference_geometry::{Flow3d, Frame, Point3};
-use efference_nets::flow::{Context, FlowBatch, FlowNetConfig, PointFlowNet, QueryCode};
 use efference_nets::ParamStore;
+use efference_nets::flow::{Context, FlowBatch, FlowNetConfig, PointFlowNet, QueryCode};
 use efference_ops::no_grad;
 use efference_rollout::flow::Predictor;
 use efference_rollout::{Purpose, seed_for};
@@ -122,7 +122,8 @@ impl FlowModel {
     /// # Errors
     /// No memory.
     pub fn weights(&self) -> Result<Tensors> {
-        let copy = |(name, var): (&String, &candle_core::Var)| Ok((name.clone(), var.as_detached_tensor().copy()?));
+        let copy =
+            |(name, var): (&String, &candle_core::Var)| Ok((name.clone(), var.as_detached_tensor().copy()?));
         self.params.vars().iter().map(copy).collect()
     }
 

@@ -103,9 +103,7 @@ impl Process {
     /// (x_0, eps) of the noisy sample at `at`, from the network's answer.
     pub fn split(&self, noisy: &Tensor, answer: &Tensor, at: &Moment) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::FlowMatching => {
-                Ok(((noisy - (answer * at.sigma)?)?, (noisy + (answer * at.alpha)?)?))
-            }
+            Self::FlowMatching => Ok(((noisy - (answer * at.sigma)?)?, (noisy + (answer * at.alpha)?)?)),
             Self::Diffusion { prediction, .. } => {
                 let parts = prediction.split(noisy, answer, at.alpha * at.alpha)?;
                 Ok((parts.clean, parts.noise))
@@ -140,13 +138,15 @@ mod tests {
     use super::*;
 
     fn diffusion(prediction: &str) -> Process {
-        let config = ProcessConfig { kind: "diffusion".into(), prediction: prediction.into(), ..Default::default() };
+        let config =
+            ProcessConfig { kind: "diffusion".into(), prediction: prediction.into(), ..Default::default() };
         Process::new(&config).unwrap()
     }
 
     #[test]
     fn the_right_answer_gives_the_clean_sample_back() {
-        let tensor = |seed| Tensor::from_vec(Gaussian::new(seed).normals(2 * 3 * 6), (2, 3, 6), &Device::Cpu).unwrap();
+        let tensor =
+            |seed| Tensor::from_vec(Gaussian::new(seed).normals(2 * 3 * 6), (2, 3, 6), &Device::Cpu).unwrap();
         let (clean, noise) = (tensor(1), tensor(2));
         let processes =
             [Process::FlowMatching, diffusion("epsilon"), diffusion("v_prediction"), diffusion("sample")];
@@ -158,7 +158,9 @@ mod tests {
                     Process::Diffusion { prediction, .. } => match prediction {
                         Prediction::Epsilon => noise.clone(),
                         Prediction::Sample => clean.clone(),
-                        Prediction::VPrediction => ((&noise * at.alpha).unwrap() - (&clean * at.sigma).unwrap()).unwrap(),
+                        Prediction::VPrediction => {
+                            ((&noise * at.alpha).unwrap() - (&clean * at.sigma).unwrap()).unwrap()
+                        }
                     },
                 };
                 let (x0, eps) = process.split(&noisy, &answer, at).unwrap();
@@ -181,7 +183,9 @@ mod tests {
         }
         let path = diffusion("epsilon").path(10).unwrap();
         for pair in path.windows(2) {
-            let std = Ddim { eta: 0.7, ..Ddim::default() }.std(pair[0].alpha.powi(2), pair[1].alpha.powi(2)).unwrap();
+            let std = Ddim { eta: 0.7, ..Ddim::default() }
+                .std(pair[0].alpha.powi(2), pair[1].alpha.powi(2))
+                .unwrap();
             assert!((fresh(0.7, &pair[0], &pair[1]) - std).abs() < 1e-9);
         }
     }

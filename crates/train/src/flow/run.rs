@@ -100,11 +100,8 @@ struct Parts {
 
 impl Parts {
     fn new(config: &FlowConfig, with_initial: bool) -> Result<Self> {
-        let spec = FlowSpec {
-            net: config.net(),
-            process: config.process.clone(),
-            sampler: config.sampler.clone(),
-        };
+        let spec =
+            FlowSpec { net: config.net(), process: config.process.clone(), sampler: config.sampler.clone() };
         let identity = Identity {
             model: json(&spec),
             mujoco_version: String::new(),
@@ -218,7 +215,10 @@ impl<'r> Run<'r> {
             self.state.step += 1;
             self.state.stage_step += 1;
             let step = self.state.stage_step;
-            if self.config.eval.every > 0 && step.is_multiple_of(self.config.eval.every as u64) && step < total {
+            if self.config.eval.every > 0
+                && step.is_multiple_of(self.config.eval.every as u64)
+                && step < total
+            {
                 let metrics = optimiser.acting(true, || self.measured())?;
                 values.extend(evaluate::values(&metrics));
             }
@@ -281,7 +281,8 @@ impl<'r> Run<'r> {
             let part = |(name, _): &(&String, &Tensor)| name.starts_with(REFERENCE);
             self.moments.iter().filter(part).map(|(name, x)| (name.clone(), x.clone())).collect()
         };
-        let frozen = reference.iter().map(|(name, x)| (name[REFERENCE.len()..].to_string(), x.clone())).collect();
+        let frozen =
+            reference.iter().map(|(name, x)| (name[REFERENCE.len()..].to_string(), x.clone())).collect();
         let improver = Improver::new(self.config, rl, &self.model, &frozen)?;
         let settings = OptimiserSettings {
             stage: "rl",
@@ -295,8 +296,12 @@ impl<'r> Run<'r> {
             reach_after: u64::MAX,
         };
         let mut optimiser = Optimiser::new(&self.model.params, settings)?;
-        let begun: Tensors =
-            self.moments.iter().filter(|(n, _)| !n.starts_with(REFERENCE)).map(|(n, x)| (n.clone(), x.clone())).collect();
+        let begun: Tensors = self
+            .moments
+            .iter()
+            .filter(|(n, _)| !n.starts_with(REFERENCE))
+            .map(|(n, x)| (n.clone(), x.clone()))
+            .collect();
         if !begun.is_empty() {
             optimiser.restore(&begun, &self.state.counters)?;
         }
@@ -314,7 +319,8 @@ impl<'r> Run<'r> {
         }
         while self.state.stage_step < total {
             let began = Instant::now();
-            let mut values = improver.iteration(&self.model, &self.scenes, &mut optimiser, self.state.stage_step)?;
+            let mut values =
+                improver.iteration(&self.model, &self.scenes, &mut optimiser, self.state.stage_step)?;
             self.state.step += 1;
             self.state.stage_step += 1;
             values.insert("time/update_secs".into(), began.elapsed().as_secs_f64());

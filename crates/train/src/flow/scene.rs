@@ -116,14 +116,15 @@ fn small(
     }
     let (width, height) = (image.width() as usize, image.height() as usize);
     let side = net.image_size;
-    Ok((
-        small_picture(image.as_raw(), width, height, side)?,
-        small_depth(depth, width, height, side)?,
-    ))
+    Ok((small_picture(image.as_raw(), width, height, side)?, small_depth(depth, width, height, side)?))
 }
 
 /// A question as numbers for a network of shape `net`.
-pub(super) fn code_of(query: &FlowQuery, goal: Option<Point3<f64>>, net: &FlowNetConfig) -> Result<QueryCode> {
+pub(super) fn code_of(
+    query: &FlowQuery,
+    goal: Option<Point3<f64>>,
+    net: &FlowNetConfig,
+) -> Result<QueryCode> {
     let picture = small(net, &query.image, &query.depth_m)?;
     let input = QueryInput {
         camera: &query.camera,

@@ -1,10 +1,13 @@
 //! Which scene is learned from next: stored sets mixed by source and task, or the generator of boxes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use efference_data::flow::FlowStore;
 use efference_envs::flow::{FlowTask, GenerateOptions, generate};
 use efference_nets::flow::FlowNetConfig;
 use efference_rollout::{Purpose, seed_for};
+use rayon::prelude::*;
 
 use super::config::FlowConfig;
 use super::random::Gaussian;
@@ -106,6 +109,16 @@ fn stored(config: &FlowConfig, net: &FlowNetConfig) -> Result<(Vec<Vec<Scene>>, 
     let data = &config.data;
     let mut groups = Groups::new();
     let mut held_out = Vec::new();
+    for set in &data.sets {
+        let store = FlowStore::open(set)?;
+        let wanted = |task: &String| data.tasks.is_empty() || data.tasks.contains(task);
+        for scene in load(&store, net)?.into_iter().filter(|scene| wanted(&scene.task)) {
+            add(&mut groups, scene);
+        }
+    }
+    for scenes in groups.values_mut() {
+        held_out.extend(scenes.split_off(scenes.len().saturating_sub(data.held_out)));
+    }
     for scene in simulated(config, net, false)? {
         add(&mut groups, scene);
     }
@@ -114,6 +127,19 @@ fn stored(config: &FlowConfig, net: &FlowNetConfig) -> Result<(Vec<Vec<Scene>>, 
     }
     held_out.extend(simulated(config, net, true)?);
     Ok((groups.into_values().filter(|scenes| !scenes.is_empty()).collect(), held_out))
+}
+
+/// All episodes of a set, small.
+fn load(store: &FlowStore, net: &FlowNetConfig) -> Result<Vec<Scene>> {
+    (0..store.len()).into_par_iter().map(|i| Scene::of(&store.load(i)?, net)).collect()
+}
+
+/// All episodes of the set in `dir`, for networks of shape `net`.
+///
+/// # Errors
+/// A set that cannot be read.
+pub fn stored_scenes(dir: &Path, net: &FlowNetConfig) -> Result<Vec<Scene>> {
+    load(&FlowStore::open(dir)?, net)
 }
 
 fn add(groups: &mut Groups, scene: Scene) {

@@ -93,7 +93,8 @@ fn a_sample_depends_on_its_seed_alone() {
         for (scene, flows) in scenes.iter().zip(&many) {
             assert!(flows.iter().all(|flow| flow.frames() == 5 && flow.at(0) == scene.flow.at(0)));
             if sampler.rigid {
-                let worst = |f| efference_geometry::rigid::rigidity_rms(f).unwrap().into_iter().fold(0.0, f64::max);
+                let worst =
+                    |f| efference_geometry::rigid::rigidity_rms(f).unwrap().into_iter().fold(0.0, f64::max);
                 assert!(flows.iter().map(worst).fold(0.0, f64::max) < 1e-5, "a projected flow is rigid");
             }
         }
@@ -107,7 +108,8 @@ fn a_network_learns_a_handful_of_scenes_by_heart() {
     let sets = ["train.steps=1", "train.batch=1"];
     let config = config(dir.path(), &sets);
     let scenes: Vec<Scene> = (0..4).map(|seed| synthetic_scene(seed, 10, 4).unwrap()).collect();
-    let spec = FlowSpec { net: config.net(), process: config.process.clone(), sampler: config.sampler.clone() };
+    let spec =
+        FlowSpec { net: config.net(), process: config.process.clone(), sampler: config.sampler.clone() };
     let model = FlowModel::new(spec, 1, Device::Cpu).unwrap();
     let settings = super::run::settings(&FlowConfig {
         train: super::FlowTrainConfig { steps: 250, lr: 2e-3, warmup_steps: 10, ..config.train.clone() },
@@ -117,7 +119,8 @@ fn a_network_learns_a_handful_of_scenes_by_heart() {
     let mut random = Gaussian::new(3);
     for _ in 0..250 {
         let drawn = scenes.iter().map(|s| (s.clone(), Gaussian::new(1))).collect();
-        let batch = super::batch::clean(&model.spec.net, drawn, 10, 0.0, Jitter::default(), &Device::Cpu).unwrap();
+        let batch =
+            super::batch::clean(&model.spec.net, drawn, 10, 0.0, Jitter::default(), &Device::Cpu).unwrap();
         let batch = super::batch::with_noise(batch, model.process(), &mut random).unwrap();
         let (_, found) = efference_ops::value_and_grad(|| {
             let losses = super::batch::losses(&model.net, &batch)?;

@@ -1,6 +1,10 @@
 //! `efference flow metrics`: a world model on scenes whose motion is known.
 
-use efference_train::flow::{BUILT_IN_FLOW, FlowModel, evaluate, text_table, workbench_scenes};
+use std::path::PathBuf;
+
+use efference_train::flow::{
+    BUILT_IN_FLOW, FlowModel, evaluate, stored_scenes, text_table, workbench_scenes,
+};
 use serde_json::json;
 
 use crate::errors::Result;
@@ -17,6 +21,9 @@ pub(crate) struct Args {
     /// Run folder, checkpoint, weights file, or `builtin:flow_world`
     #[arg(long, default_value = BUILT_IN_FLOW)]
     model: String,
+    /// Folder of stored episodes (`efference data flow`) instead of the workbench
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Task families of the simulated workbench, separated by commas; all without it
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
@@ -45,7 +52,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let model = FlowModel::load(&args.model, efference_train::device::open("cpu")?)?;
-    let scenes = workbench_scenes(&args.tasks, args.scenes, &model.spec.net)?;
+    let scenes = match &args.data {
+        Some(dir) => stored_scenes(dir, &model.spec.net)?,
+        None => workbench_scenes(&args.tasks, args.scenes, &model.spec.net)?,
+    };
     let mut sampler = model.spec.sampler.clone();
     sampler.steps = args.steps.unwrap_or(sampler.steps).clamp(1, 1000);
     sampler.guidance = args.guidance.unwrap_or(sampler.guidance);

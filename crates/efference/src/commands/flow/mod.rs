@@ -1,10 +1,15 @@
 //! `efference flow`: how objects will move in 3D, from learning it to acting on it.
 
+mod demos;
+mod judge;
 mod metrics;
 mod picture;
 mod predict;
+mod run;
 mod scenes;
 mod show;
+mod systems;
+mod table;
 mod train;
 mod view;
 
@@ -28,6 +33,10 @@ enum What {
     Metrics(metrics::Args),
     View(Box<view::Args>),
     Picture(picture::Args),
+    Judge(judge::Args),
+    Run(run::Args),
+    Table(table::Args),
+    Demos(demos::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -37,5 +46,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         What::Metrics(args) => metrics::run(args, ui),
         What::View(args) => view::run(args, ui),
         What::Picture(args) => picture::run(args, ui),
+        What::Judge(args) => judge::run(args, ui),
+        What::Run(args) => run::run(args, ui),
+        What::Table(args) => table::run(args, ui),
+        What::Demos(args) => demos::run(args, ui),
     }
 }

@@ -55,15 +55,18 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     atomic::write_file(&file, out.to_string().as_bytes())?;
     episode.image.save(args.out.join("picture.png"))?;
     ui.line(format!("\"{}\": {} flows of {} points", episode.instruction, flows.len(), flows[0].points()));
-    let report = metrics::evaluate(&flows, &episode.flow)?;
+    let known = flows[0].frames() == episode.flow.frames();
+    let report = known.then(|| metrics::evaluate(&flows, &episode.flow)).transpose()?;
     ui.object(&json!({ "file": file, "instruction": episode.instruction, "report": report }));
-    ui.line(format!(
-        "mean displacement error {:.2} cm, best of {} {:.2} cm, predicting no motion {:.2} cm",
-        100.0 * report.ade_m,
-        flows.len(),
-        100.0 * report.min_ade_m,
-        100.0 * report.static_ade_m
-    ));
+    if let Some(report) = report {
+        ui.line(format!(
+            "mean displacement error {:.2} cm, best of {} {:.2} cm, predicting no motion {:.2} cm",
+            100.0 * report.ade_m,
+            flows.len(),
+            100.0 * report.min_ade_m,
+            100.0 * report.static_ade_m
+        ));
+    }
     ui.note(format!("written: {}", file.display()));
     Ok(())
 }

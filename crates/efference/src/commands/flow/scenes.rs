@@ -1,6 +1,8 @@
 //! Which scenes a command looks at: stored ones, or those of the simulated workbench.
 
-use efference_data::flow::FlowEpisode;
+use std::path::PathBuf;
+
+use efference_data::flow::{FlowEpisode, FlowStore};
 use efference_envs::flow::{ArmKind, FlowTask, GenerateOptions};
 
 use crate::errors::{Failure, Result};
@@ -8,6 +10,12 @@ use crate::errors::{Failure, Result};
 /// Where scenes come from.
 #[derive(Debug, clap::Args)]
 pub(super) struct Scenes {
+    /// Folder of stored episodes (`efference data flow`) instead of the workbench
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Which episode of the folder, from 0
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    episode: usize,
     /// Task family of the simulated workbench: pour, insert, hang, drawer, push
     #[arg(long, value_name = "TASK", default_value = "pour")]
     task: String,
@@ -28,6 +36,9 @@ impl Scenes {
     /// # Errors
     /// Names that are not known; no scene gives an episode.
     pub(super) fn episode(&self) -> Result<FlowEpisode> {
+        if let Some(data) = &self.data {
+            return Ok(FlowStore::open(data)?.load(self.episode)?);
+        }
         let (task, arm) = (FlowTask::from_id(&self.task)?, ArmKind::from_id(&self.arm)?);
         let options = GenerateOptions {
             tasks: vec![task],
