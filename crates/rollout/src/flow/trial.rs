@@ -6,7 +6,9 @@ use std::time::Instant;
 use efference_data::flow::FlowQuery;
 use efference_envs::flow::{FlowEnv, POINTS};
 use efference_envs::{Env, Error as EnvError, Outcome};
-use efference_geometry::{Isometry3, Point3};
+use efference_geometry::{Isometry3, Point3, UnitQuaternion, Vector3};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::plan::backed_out;
@@ -24,6 +26,14 @@ use crate::seeds::{Purpose, seed_for};
 pub enum Source {
     /// The environment's own motions: the upper bound.
     Oracle,
+    /// The oracle's with errors that grow to this size (each axis uniform, metres and radians) towards the end: what checks
+    /// and planner make of flows that are so good.
+    Disturbed {
+        /// Metres.
+        m: f64,
+        /// Radians.
+        rad: f64,
+    },
     /// A predictor.
     Model(Arc<dyn Predictor>),
     /// A predictor without its depths, see [`FrozenDepth`]: the 2D baseline.
@@ -262,11 +272,16 @@ fn ask(env: &FlowEnv, system: &System, query: &FlowQuery, mask: &[bool], seed: u
     };
     let judge = judge.as_mut().map(|judge| &mut **judge as &mut dyn Judge);
     match &system.source {
-        Source::Oracle => {
+        Source::Oracle | Source::Disturbed { .. } => {
             let samples = system.propose.samples as u64;
-            let motions = (0..samples)
-                .map(|k| Ok(env.motion(seed.wrapping_add(k))?.poses))
-                .collect::<Result<Vec<_>>>()?;
+            let motion = |k: u64| {
+                let poses = env.motion(seed.wrapping_add(k))?.poses;
+                Ok(match system.source {
+                    Source::Disturbed { m, rad } => disturbed(&poses, m, rad, seed.wrapping_add(k)),
+                    _ => poses,
+                })
+            };
+            let motions = (0..samples).map(motion).collect::<Result<Vec<_>>>()?;
             let motion = move |s: u64| Ok(motions[s.wrapping_sub(seed) as usize % motions.len()].clone());
             propose(query, mask, &OracleFlow::new(motion), judge, &system.propose, seed)
         }
@@ -275,6 +290,20 @@ fn ask(env: &FlowEnv, system: &System, query: &FlowQuery, mask: &[bool], seed: u
             propose(query, mask, &FrozenDepth::new(predictor), judge, &system.propose, seed)
         }
     }
+}
+
+/// Poses with an error that grows from nothing at the present to its full size at the end.
+fn disturbed(poses: &[Isometry3<f64>], m: f64, rad: f64, seed: u64) -> Vec<Isometry3<f64>> {
+    let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+    let mut draw = |size: f64| Vector3::from_fn(|_, _| rng.random_range(-1.0..=1.0) * size);
+    let (shift, turn) = (draw(m), draw(rad));
+    let last = poses.len().saturating_sub(1).max(1) as f64;
+    let off = |(t, pose): (usize, &Isometry3<f64>)| {
+        let share = t as f64 / last;
+        let place = pose.translation.vector + shift * share;
+        Isometry3::from_parts(place.into(), UnitQuaternion::from_scaled_axis(turn * share) * pose.rotation)
+    };
+    poses.iter().enumerate().map(off).collect()
 }
 
 /// The first accepted prediction that the arm can execute is executed.

@@ -2,19 +2,23 @@
 
 use efference_envs::flow::{FlowEnv, FlowTask, Part, Probe, Sizes};
 use efference_envs::{Action, Env, Outcome, ShapeKind};
-use efference_geometry::{Isometry3, Point3, Vector3};
-use nalgebra::{DMatrix, DVector};
+use efference_geometry::ik::{IkOptions, solve_ik};
+use efference_geometry::{Isometry3, Point3};
 
 use super::{GraspShape, Gripper, Kinematics, Reached, Result, Robot};
 
 /// Depth from which two things count as touching, metres: what rests on the table does not.
 const TOUCH_M: f64 = 0.0015;
-/// Iterations of the inverse kinematics.
-const ROUNDS: usize = 40;
-/// Damping of its steps (metres and radians).
-const DAMPING: f64 = 0.02;
-/// Longest step of a joint, radians.
-const LONGEST_RAD: f64 = 0.3;
+/// From the given joints only, in short steps, so that joints change little along a path.
+const IK: IkOptions = IkOptions {
+    position_m: 5e-4,
+    rotation_rad: 5e-3,
+    max_iterations: 40,
+    restarts: 0,
+    max_step: 0.3,
+    radius_m: 0.1,
+    seed: 0,
+};
 /// Opening of both grippers, metres, and how far their tips stand out.
 const GRIPPER: Gripper = Gripper { opening_m: 0.09, tip_m: 0.011 };
 
@@ -101,14 +105,6 @@ impl WorkbenchArm {
             parts: holds(&env.layout().sizes, env.object_parts()),
         })
     }
-
-    /// What the gripper still has to move: metres, radians.
-    fn gap(&mut self, joints: &[f64], goal: &Isometry3<f64>) -> Result<[Vector3<f64>; 2]> {
-        self.probe.place_arm(joints, 0.5 * GRIPPER.opening_m)?;
-        let now = self.probe.grip_pose()?;
-        let turn = (goal.rotation * now.rotation.inverse()).scaled_axis();
-        Ok([goal.translation.vector - now.translation.vector, turn])
-    }
 }
 
 /// Where the object may be held. A cup is held as the round thing it is, a drawer by its handle.
@@ -147,47 +143,12 @@ impl Kinematics for WorkbenchArm {
     }
 
     fn reach(&mut self, from: &[f64], grip: &Isometry3<f64>) -> Result<Reached> {
-        let limits = self.probe.limits().to_vec();
-        let n = limits.len();
-        let mut joints = from.to_vec();
-        let [mut gap, mut turn] = self.gap(&joints, grip)?;
-        let mut best = Reached { joints: joints.clone(), left_m: gap.norm(), left_rad: turn.norm() };
-        for _ in 0..ROUNDS {
-            if best.left_m < 2e-4 && best.left_rad < 2e-3 {
-                break;
-            }
-            let jacobian = self.probe.jacobian()?;
-            let wanted = DVector::from_iterator(6, gap.iter().chain(turn.iter()).copied());
-            // A joint at its limit that would go beyond does not take part: the others make up for it.
-            let mut free = vec![true; n];
-            let mut step = vec![0.0; n];
-            for _ in 0..n {
-                step = damped_step(&jacobian, &wanted, &free);
-                let stuck = (0..n).find(|&i| {
-                    let after = joints[i] + step[i];
-                    free[i] && (after < limits[i][0] - 1e-9 || after > limits[i][1] + 1e-9) && {
-                        let at = (joints[i] - limits[i][0]).min(limits[i][1] - joints[i]);
-                        at < 1e-3
-                    }
-                });
-                match stuck {
-                    Some(i) => free[i] = false,
-                    None => break,
-                }
-            }
-            let longest = step.iter().fold(0.0, |top: f64, s| top.max(s.abs()));
-            let scale = (LONGEST_RAD / longest.max(1e-12)).min(1.0);
-            for i in 0..n {
-                joints[i] = (joints[i] + scale * step[i]).clamp(limits[i][0], limits[i][1]);
-            }
-            [gap, turn] = self.gap(&joints, grip)?;
-            if gap.norm() + 0.1 * turn.norm() < best.left_m + 0.1 * best.left_rad {
-                best = Reached { joints: joints.clone(), left_m: gap.norm(), left_rad: turn.norm() };
-            } else if longest < 1e-6 {
-                break;
-            }
-        }
-        Ok(best)
+        let found = solve_ik(&self.probe.chain(), grip, from, &IK)?;
+        Ok(Reached {
+            joints: found.joints,
+            left_m: found.position_error_m,
+            left_rad: found.rotation_error_rad,
+        })
     }
 
     fn touches(
@@ -219,20 +180,5 @@ impl Kinematics for WorkbenchArm {
 
     fn object(&self) -> Isometry3<f64> {
         self.object
-    }
-}
-
-/// Least squares with damping over the joints that are free; 0 for the others.
-fn damped_step(jacobian: &DMatrix<f64>, wanted: &DVector<f64>, free: &[bool]) -> Vec<f64> {
-    let mut used = jacobian.clone();
-    for (i, free) in free.iter().enumerate() {
-        if !free {
-            used.column_mut(i).fill(0.0);
-        }
-    }
-    let normal = &used * used.transpose() + DMatrix::identity(6, 6) * (DAMPING * DAMPING);
-    match normal.cholesky() {
-        Some(factor) => (used.transpose() * factor.solve(wanted)).iter().copied().collect(),
-        None => vec![0.0; free.len()],
     }
 }

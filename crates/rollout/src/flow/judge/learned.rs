@@ -1,22 +1,23 @@
 //! A judge learned from final states that a simulator calls good or bad.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{D, Tensor};
-use efference_geometry::Camera;
+use efference_geometry::{Camera, Point3, Vector3};
 use efference_nets::ParamStore;
 use efference_ops::{self as ops, AdamW, AdamWConfig, Grads, ParamGroup, Schedule, clip_grad_norm};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::network::{CHANNELS, Network, SIDE, batch, fresh};
+use super::network::{CHANNELS, Network, SIDE, as_values, batch, fresh};
 use super::{Judge, JudgeError, JudgeQuestion, Verdict};
 use crate::flow::{Error, FinalPicture, Result};
 
-/// How far from the moved object's middle the network sees depth, metres.
-const REACH_M: f64 = 0.25;
+/// Half the side of the window round the moved object that the network sees, metres.
+const REACH_M: f64 = 0.18;
 
 /// A final state and whether it is good.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct JudgeSample {
     /// [CHANNELS, SIDE, SIDE].
     picture: Vec<u8>,
     accept: bool,
+    /// Samples of a scene are held out together.
+    scene: u64,
 }
 
 impl JudgeSample {
@@ -32,7 +35,13 @@ impl JudgeSample {
     #[must_use]
     pub fn new(instruction: &str, picture: &FinalPicture, camera: &Camera, accept: bool) -> Option<Self> {
         let picture = encode(picture, camera)?;
-        Some(Self { instruction: instruction.to_owned(), picture, accept })
+        Some(Self { instruction: instruction.to_owned(), picture, accept, scene: 0 })
+    }
+
+    /// The scene it belongs to: samples of one scene are either all trained on or all held out.
+    #[must_use]
+    pub fn of_scene(self, scene: u64) -> Self {
+        Self { scene, ..self }
     }
 
     /// Whether the state is good.
@@ -42,8 +51,9 @@ impl JudgeSample {
     }
 }
 
-/// What the network sees: colours, the place of each pixel relative to the moved object's middle in world axes (which makes
-/// it independent of where the camera stands), and which pixels are the moved object.
+/// What the network sees, in a window of constant size in metres round the moved object's middle: colours, the place of
+/// each pixel relative to that middle in world axes (which makes it independent of where the camera stands), and which pixels
+/// are the moved object. Beyond the picture everything is in the middle of its range.
 fn encode(picture: &FinalPicture, camera: &Camera) -> Option<Vec<u8>> {
     let (w, h) = (picture.rgb.width() as usize, picture.rgb.height() as usize);
     let place = |i: usize| {
@@ -54,14 +64,20 @@ fn encode(picture: &FinalPicture, camera: &Camera) -> Option<Vec<u8>> {
     if object.is_empty() {
         return None;
     }
-    let middle = object.iter().fold(efference_geometry::Vector3::zeros(), |sum, p| sum + p.coords);
-    let middle = middle / object.len() as f64;
-    let mut out = vec![0; CHANNELS * SIDE * SIDE];
+    let middle = object.iter().fold(Vector3::zeros(), |sum, p| sum + p.coords) / object.len() as f64;
+    let [u, v, depth] = camera.project(&Point3::from(middle))?;
+    let pixels = 2.0 * REACH_M * camera.intrinsics.fx / depth / SIDE as f64;
+    let mut out = vec![128; CHANNELS * SIDE * SIDE];
     for cell in 0..SIDE * SIDE {
-        let (x, y) = ((cell % SIDE) * w / SIDE, (cell / SIDE) * h / SIDE);
+        let across = |k: usize| ((k as f64 + 0.5) - 0.5 * SIDE as f64) * pixels;
+        let (x, y) = ((u + across(cell % SIDE)).floor(), (v + across(cell / SIDE)).floor());
+        if x < 0.0 || y < 0.0 || x >= w as f64 || y >= h as f64 {
+            continue;
+        }
+        let (x, y) = (x as usize, y as usize);
         let i = y * w + x;
         let colour = picture.rgb.get_pixel(x as u32, y as u32).0;
-        let near =
+        let near: [f64; 3] =
             place(i).map_or([0.0; 3], |p| (p.coords - middle).map(|v| (v / REACH_M).clamp(-1.0, 1.0)).into());
         for c in 0..3 {
             out[c * SIDE * SIDE + cell] = colour[c];
@@ -70,6 +86,28 @@ fn encode(picture: &FinalPicture, camera: &Camera) -> Option<Vec<u8>> {
         out[6 * SIDE * SIDE + cell] = if picture.moved[i] { 255 } else { 0 };
     }
     Some(out)
+}
+
+/// The same state seen in another light and turned about the vertical: whether it is good does not depend on that.
+fn varied(picture: &[u8], rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut values = as_values(picture);
+    let cells = SIDE * SIDE;
+    let mut colours = [0, 1, 2];
+    colours.shuffle(rng);
+    let gain = rng.random_range(0.8..1.2f32);
+    let before = values[..3 * cells].to_vec();
+    for (to, from) in colours.into_iter().enumerate() {
+        for cell in 0..cells {
+            values[to * cells + cell] = ((before[from * cells + cell] + 1.0) * gain - 1.0).min(1.0);
+        }
+    }
+    let (sin, cos) = rng.random_range(0.0..std::f32::consts::TAU).sin_cos();
+    for cell in 0..cells {
+        let (x, y) = (values[3 * cells + cell], values[4 * cells + cell]);
+        values[3 * cells + cell] = cos * x - sin * y;
+        values[4 * cells + cell] = sin * x + cos * y;
+    }
+    values
 }
 
 /// How a judge is trained.
@@ -128,20 +166,27 @@ pub fn train_judge(samples: &[JudgeSample], options: &JudgeTraining) -> Result<(
     if !(options.held_out > 0.0 && options.held_out < 1.0) {
         return bad("held_out", options.held_out.to_string(), "between 0 and 1, both excluded");
     }
-    let held_out = (samples.len() as f64 * options.held_out).ceil() as usize;
-    if samples.len() < held_out + 2 || held_out < 2 {
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    // Whole scenes are held out; without scenes, single samples.
+    let scenes: BTreeSet<u64> = samples.iter().map(|s| s.scene).collect();
+    let key = |i: usize| if scenes.len() > 1 { samples[i].scene } else { i as u64 };
+    let mut keys: Vec<u64> = (0..samples.len()).map(key).collect::<BTreeSet<u64>>().into_iter().collect();
+    keys.shuffle(&mut rng);
+    keys.truncate((keys.len() as f64 * options.held_out).ceil() as usize);
+    let keys: BTreeSet<u64> = keys.into_iter().collect();
+    let (report, training): (Vec<usize>, Vec<usize>) =
+        (0..samples.len()).partition(|i| keys.contains(&key(*i)));
+    if report.len() < 2 || training.len() < 2 {
         return bad("samples", samples.len().to_string(), "enough for training and a report");
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut order: Vec<&JudgeSample> = samples.iter().collect();
-    order.shuffle(&mut rng);
-    let (report, training) = order.split_at_mut(held_out);
+    let held_out = report.len();
+    let mut training: Vec<&JudgeSample> = training.into_iter().map(|i| &samples[i]).collect();
 
     let (store, network) = fresh(options.seed).map_err(JudgeError::from)?;
-    let loss = fit(&store, &network, training, options, &mut rng).map_err(JudgeError::from)?;
+    let loss = fit(&store, &network, &mut training, options, &mut rng).map_err(JudgeError::from)?;
     let judge = LearnedJudge { store, network, threshold: 0.5 };
     let mut counts = [[0usize; 2]; 2];
-    for sample in &*report {
+    for sample in report.into_iter().map(|i| &samples[i]) {
         let accept = judge.score(&sample.instruction, &sample.picture)? >= judge.threshold;
         counts[usize::from(sample.accept)][usize::from(accept)] += 1;
     }
@@ -176,9 +221,9 @@ fn fit(
         training.shuffle(rng);
         last = 0.0;
         for samples in training.chunks(options.batch) {
-            let pictures: Vec<&[u8]> = samples.iter().map(|s| s.picture.as_slice()).collect();
+            let pictures: Vec<Vec<f32>> = samples.iter().map(|s| varied(&s.picture, rng)).collect();
             let texts: Vec<&str> = samples.iter().map(|s| s.instruction.as_str()).collect();
-            let [pictures, words] = batch(&pictures, &texts)?;
+            let [pictures, words] = batch(pictures, &texts)?;
             let ids: Vec<u32> = samples.iter().map(|s| u32::from(s.accept)).collect();
             let ids = Tensor::new(ids, store.device())?;
             let (loss, grads) = ops::value_and_grad(|| {
@@ -240,7 +285,7 @@ impl LearnedJudge {
 
     fn score(&self, instruction: &str, picture: &[u8]) -> Result<f64> {
         let run = || {
-            let [pictures, words] = batch(&[picture], &[instruction])?;
+            let [pictures, words] = batch(vec![as_values(picture)], &[instruction])?;
             let logits = ops::no_grad(|| self.network.forward(&pictures, &words))?;
             let [no, yes]: [f32; 2] = logits.squeeze(D::Minus2)?.to_vec1()?.try_into().unwrap_or([0.0; 2]);
             Ok::<_, efference_nets::Error>(1.0 / (1.0 + f64::from(no - yes).exp()))
@@ -279,25 +324,25 @@ impl Judge for &LearnedJudge {
 
 #[cfg(test)]
 mod tests {
-    use efference_geometry::Isometry3;
-    use rand::Rng;
-
     use super::*;
     use crate::flow::draw_final;
     use crate::flow::picture::tests::wall_and_square;
+    use efference_geometry::Isometry3;
 
-    /// "right" is good when the square ends right of where it was, "left" when left: the picture and the words are needed.
+    /// "near" is good when the square ends well before the wall, "far" when close to it: picture and words are needed.
     fn samples(n: usize) -> Vec<JudgeSample> {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let (query, mask) = wall_and_square();
         (0..n)
             .map(|i| {
-                let side = if rng.random_bool(0.5) { 1.0 } else { -1.0 };
-                let x = side * rng.random_range(0.03..0.16);
-                let motion = Isometry3::translation(x, rng.random_range(-0.1..0.1), 0.0);
+                let near = rng.random_bool(0.5);
+                let z = if near { rng.random_range(-0.1..0.1) } else { rng.random_range(0.38..0.45) };
+                let motion =
+                    Isometry3::translation(rng.random_range(-0.1..0.1), rng.random_range(-0.1..0.1), z);
                 let picture = draw_final(&query, &mask, &motion).unwrap();
-                let (words, wanted) = if i % 2 == 0 { ("to the right", 1.0) } else { ("to the left", -1.0) };
-                JudgeSample::new(words, &picture, &query.camera, side == wanted).unwrap()
+                let (words, wanted) =
+                    if i % 2 == 0 { ("far from the wall", true) } else { ("close to it", false) };
+                JudgeSample::new(words, &picture, &query.camera, near == wanted).unwrap()
             })
             .collect()
     }

@@ -100,11 +100,15 @@ impl Network {
     }
 }
 
-/// A batch of stored pictures (bytes, 0 to 255 for -1 to 1) and instructions as tensors.
-pub(super) fn batch(pictures: &[&[u8]], instructions: &[&str]) -> Result<[Tensor; 2]> {
+/// A stored picture (bytes, 0 to 255) as numbers from -1 to 1.
+pub(super) fn as_values(picture: &[u8]) -> Vec<f32> {
+    picture.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect()
+}
+
+/// A batch of pictures and instructions as tensors.
+pub(super) fn batch(pictures: Vec<Vec<f32>>, instructions: &[&str]) -> Result<[Tensor; 2]> {
     let n = pictures.len();
-    let values: Vec<f32> =
-        pictures.iter().flat_map(|p| p.iter().map(|&b| f32::from(b) / 127.5 - 1.0)).collect();
+    let values = pictures.concat();
     let pictures = Tensor::from_vec(values, (n, CHANNELS, SIDE, SIDE), &Device::Cpu)?;
     let words: Vec<f32> = instructions.iter().flat_map(|text| word_shares(text)).collect();
     Ok([pictures, Tensor::from_vec(words, (n, BUCKETS), &Device::Cpu)?])

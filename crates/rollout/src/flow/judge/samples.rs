@@ -81,7 +81,9 @@ fn of_scene(env: &mut FlowEnv, seed: u64, samples: &mut Vec<JudgeSample>) -> Res
         };
         let picture = draw_final(&query, &mask, &(pose * object.inverse()))?;
         let accept = env.goal_reached(&pose);
-        samples.extend(JudgeSample::new(&query.instruction, &picture, &query.camera, accept));
+        let sample = JudgeSample::new(&query.instruction, &picture, &query.camera, accept);
+        // Families have the same seeds, but different scenes.
+        samples.extend(sample.map(|s| s.of_scene(seed ^ ((env.task() as u64 + 1) << 56))));
     }
     Ok(())
 }
