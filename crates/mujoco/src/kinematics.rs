@@ -172,12 +172,26 @@ impl Data {
     }
 
     /// The first geom that a ray meets, and where: distance in lengths of `along`, at least 0. `None` where nothing is.
-    /// Geoms of group 3 (colliding, not drawn) and fully transparent ones are passed through. Poses must be up to date.
+    /// Geoms of groups 3 to 5 (not drawn by default) and fully transparent ones are passed through. Poses must be up to
+    /// date.
     ///
     /// # Errors
     /// [`Error::Value`] when `along` is zero or a number is not finite.
     pub fn ray(&self, from: [f64; 3], along: [f64; 3]) -> Result<Option<(f64, usize)>> {
-        const DRAWN: [u8; 6] = [1, 1, 1, 0, 0, 0];
+        self.ray_among(from, along, [true, true, true, false, false, false])
+    }
+
+    /// As [`Data::ray`], among the geoms of the groups that are marked.
+    ///
+    /// # Errors
+    /// As [`Data::ray`].
+    pub fn ray_among(
+        &self,
+        from: [f64; 3],
+        along: [f64; 3],
+        groups: [bool; 6],
+    ) -> Result<Option<(f64, usize)>> {
+        let groups = groups.map(u8::from);
         let finite = from.iter().chain(&along).all(|x| x.is_finite());
         // MuJoCo ends the call for directions shorter than 1e-15.
         if !finite || along.iter().map(|x| x * x).sum::<f64>() < 1e-24 {
@@ -189,7 +203,7 @@ impl Data {
         let status = unsafe {
             let (model, data) = (self.model().raw(), self.raw());
             let (from, along) = (from.as_ptr(), along.as_ptr());
-            ffi::em_ray(model, data, from, along, DRAWN.as_ptr(), -1, &mut distance, &mut geom)
+            ffi::em_ray(model, data, from, along, groups.as_ptr(), -1, &mut distance, &mut geom)
         };
         self.done("ray", status)?;
         Ok(usize::try_from(geom).ok().filter(|_| distance >= 0.0).map(|geom| (distance, geom)))

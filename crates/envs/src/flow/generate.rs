@@ -15,7 +15,16 @@ use crate::{Env, Error, Result};
 /// Episodes that are made before they are handed on: bounds memory, keeps threads busy.
 const BATCH: u64 = 64;
 
-/// What to make.
+/// Something that gives episodes by number.
+pub trait Recipe: Sync {
+    /// The `index`-th episode; the same on any thread.
+    ///
+    /// # Errors
+    /// [`Error::Hidden`] and [`Error::NoMotion`] for scenes that give none; what the simulator says.
+    fn episode(&self, index: u64) -> Result<FlowEpisode>;
+}
+
+/// Scenes of the workbench.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GenerateOptions {
@@ -58,6 +67,12 @@ thread_local! {
     static ENVS: RefCell<BTreeMap<(FlowTask, ArmKind, usize), FlowEnv>> = const { RefCell::new(BTreeMap::new()) };
 }
 
+impl Recipe for GenerateOptions {
+    fn episode(&self, index: u64) -> Result<FlowEpisode> {
+        self.episode(index)
+    }
+}
+
 impl GenerateOptions {
     /// The `index`-th episode.
     ///
@@ -94,7 +109,7 @@ impl GenerateOptions {
 /// # Errors
 /// The first failure of simulator or `sink`.
 pub fn generate<E: From<Error>>(
-    options: &GenerateOptions,
+    recipe: &impl Recipe,
     indices: Range<u64>,
     threads: usize,
     mut sink: impl FnMut(u64, Option<FlowEpisode>) -> std::result::Result<(), E>,
@@ -108,7 +123,7 @@ pub fn generate<E: From<Error>>(
             (0..(end - start) as usize)
                 .into_par_iter()
                 .with_max_len(1)
-                .map(|i| options.episode(start + i as u64))
+                .map(|i| recipe.episode(start + i as u64))
                 .collect()
         });
         for (index, episode) in (start..end).zip(batch) {

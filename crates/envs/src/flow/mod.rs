@@ -30,7 +30,7 @@ mod words;
 pub use arms::ArmKind;
 pub use chain::ProbeChain;
 pub use env::{FlowEnv, FlowOptions};
-pub use generate::{GenerateOptions, Generated, generate};
+pub use generate::{GenerateOptions, Generated, Recipe, generate};
 pub use layout::{Bystander, Layout, Sizes};
 pub use motion::Motion;
 pub use probe::{Collision, Probe};

@@ -9,6 +9,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Geometry that cannot be.
+    #[error(transparent)]
+    Geometry(#[from] efference_geometry::Error),
+
     /// A file of a pack that cannot be read.
     #[error("cannot read {}: {source}\n  hint: `cargo xtask libero` writes task packs", path.display())]
     Read {

@@ -19,6 +19,7 @@ mod env;
 mod error;
 pub mod expert;
 mod facts;
+mod flow;
 mod look;
 mod meta;
 mod npy;
@@ -34,6 +35,7 @@ pub mod suite;
 pub use demonstrate::demonstrate;
 pub use env::{LiberoEnv, LiberoOptions, eval_seed, train_seed};
 pub use error::{Error, Result};
+pub use flow::{LiberoFlow, LiberoRecipe};
 pub use meta::{
     Comparison, ControllerMeta, FixturePose, FixturePoses, GripperMeta, InitStatesMeta, JointMeta, Meta,
     ObjectKind, ObjectMeta, Quantifier, RegionMeta, RobotMeta, SiteMeta, Threshold, Versions,

@@ -1,11 +1,14 @@
 //! `efference data flow`: simulated objects move by themselves.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use efference_data::flow::FlowWriter;
-use efference_envs::flow::{ArmKind, FlowTask, GenerateOptions, Generated, generate};
+use efference_envs::flow::{ArmKind, FlowTask, GenerateOptions, Generated, Recipe, generate};
+use efference_envs::libero::suite::Suite;
+use efference_envs::libero::{LiberoRecipe, Pack, packs_dir};
 use efference_train::report::Event;
 use serde_json::json;
 
@@ -29,6 +32,9 @@ pub(crate) struct Args {
     /// Family of tasks; may be repeated [default: all]
     #[arg(long = "task", value_name = "ID", value_parser = PossibleValuesParser::new(FlowTask::ids()).try_map(|id| FlowTask::from_id(&id)))]
     tasks: Vec<FlowTask>,
+    /// Instead of the workbench, scenes of this LIBERO suite, of the task packs that are there; may be repeated
+    #[arg(long = "suite", value_name = "NAME", conflicts_with_all = ["tasks", "arms", "eval"])]
+    suites: Vec<Suite>,
     /// Arm that stands in the picture; may be repeated, then scenes have them in turn [default: both]
     #[arg(long = "arm", value_name = "ID", value_parser = PossibleValuesParser::new(["arm7", "arm6"]).try_map(|id| ArmKind::from_id(&id)))]
     arms: Vec<ArmKind>,
@@ -53,10 +59,41 @@ pub(crate) struct Args {
 const ROUND: u64 = 64;
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    if args.suites.is_empty() {
+        let options = options(args);
+        return make(args, &options, &serde_json::to_value(&options)?, ui);
+    }
+    let packs = packs(&args.suites)?;
+    let ids: Vec<String> = packs.iter().map(|pack| pack.id()).collect();
+    let (first, image_size) = (args.seed << 20, args.image_size as usize);
+    ui.note(format!("{}: {}", count(ids.len(), "task pack"), ids.join(", ")));
+    let description = json!({ "packs": ids, "first": first, "image_size": image_size });
+    make(args, &LiberoRecipe { packs, first, image_size }, &description, ui)
+}
+
+/// All task packs of the suites that are there.
+fn packs(suites: &[Suite]) -> Result<Vec<Arc<Pack>>> {
+    let root = packs_dir();
+    let mut all = Vec::new();
+    for suite in suites {
+        let before = all.len();
+        for task in 0..suite.len() {
+            // Only some may have been exported.
+            if let Ok(dir) = Pack::find(&root, &suite.to_string(), task) {
+                all.push(Pack::open(dir)?);
+            }
+        }
+        if all.len() == before {
+            let what = format!("there is no task pack of `{suite}` in {}", root.display());
+            return Err(Failure::new(what).help("`cargo xtask libero` writes task packs"));
+        }
+    }
+    Ok(all)
+}
+
+fn make(args: &Args, recipe: &impl Recipe, description: &serde_json::Value, ui: &Ui) -> Result<()> {
     let stop = interrupt::install(ui)?;
-    let options = options(args);
-    let recipe = serde_json::to_value(&options)?;
-    let mut writer = FlowWriter::append_to(&args.out, &recipe)?;
+    let mut writer = FlowWriter::append_to(&args.out, description)?;
     let before = writer.entries().len() as u64;
     let reporter = ui.reporter();
     let (unit, total) = ("episode".to_owned(), args.episodes);
@@ -69,7 +106,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             break;
         }
         let round = first..first + ROUND.min(args.episodes - held);
-        let made = generate(&options, round, args.threads as usize, |_, episode| -> Result<()> {
+        let made = generate(recipe, round, args.threads as usize, |_, episode| -> Result<()> {
             held += u64::from(episode.is_some());
             reporter.report(&Event::Progress { done: held });
             Ok(writer.append(episode.as_ref())?)

@@ -2,6 +2,7 @@
 
 mod check;
 mod flow;
+mod video;
 
 use clap::Subcommand;
 
@@ -19,12 +20,14 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Flow(flow::Args),
+    Video(video::Args),
     Check(check::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     match &args.what {
         What::Flow(args) => flow::run(args, ui),
+        What::Video(args) => video::run(args, ui),
         What::Check(args) => check::run(args, ui),
     }
 }
