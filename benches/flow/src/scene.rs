@@ -35,7 +35,7 @@ pub struct Scene {
     pub sdf_values: Vec<f64>,
 }
 
-/// Coordinates with two or three decimals less than f64 has would do; both sides get the same bits.
+/// Uniform within `size` along each axis.
 fn noise(rng: &mut ChaCha8Rng, size: f64) -> Vector3<f64> {
     Vector3::from_fn(|_, _| rng.random_range(-size..=size))
 }

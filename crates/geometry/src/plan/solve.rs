@@ -119,8 +119,16 @@ pub fn solve_subgoal(problem: &Subgoal, options: &SolveOptions) -> Result<Soluti
     };
     if only_flow && inside(&exact, options) {
         let terms = problem.terms(&exact);
-        let accepted = accepted(problem, options, &exact, &terms);
-        return Ok(Solution { pose: exact, terms, solved: Solved::ClosedForm, accepted, evaluations });
+        // Obstacles may reject it although nothing is paid for them.
+        if accepted(problem, options, &exact, &terms) {
+            return Ok(Solution {
+                pose: exact,
+                terms,
+                solved: Solved::ClosedForm,
+                accepted: true,
+                evaluations,
+            });
+        }
     }
     let pose = local(problem, options, &exact, &mut evaluations);
     let terms = problem.terms(&pose);

@@ -167,6 +167,22 @@ fn what_the_arm_rejects_is_sampled_around_and_the_impossible_is_not_accepted() {
 }
 
 #[test]
+fn a_goal_inside_an_obstacle_is_not_accepted_even_where_depth_costs_nothing() {
+    let (object, sdf) = (object(), block());
+    let goal = Isometry3::new(Vector3::new(0.3, 0.0, 0.45), Vector3::new(3.0, 0.0, 0.0));
+    let targets: Vec<_> = object.iter().map(|p| goal * p).collect();
+    let problem = Subgoal {
+        collision_points: &object,
+        sdf: Some(&sdf),
+        ..Subgoal::flow_only(hand(), &object, &targets)
+    };
+    let found = solve_subgoal(&problem, &SolveOptions::new(bounds())).unwrap();
+    assert!(found.accepted && found.solved == Solved::Sampled && found.terms.flow > 0.01, "{found:?}");
+    let stuck = solve_subgoal(&problem, &SolveOptions { samples: 0, ..SolveOptions::new(bounds()) }).unwrap();
+    assert!(!stuck.accepted);
+}
+
+#[test]
 fn a_path_goes_around_an_obstacle() {
     let sdf = block();
     let points = [Point3::origin()];

@@ -123,6 +123,10 @@ fn a_frame_without_visible_points_gets_its_pose_from_its_neighbours() {
     let all = fit_flow(&flow, &FlowFitOptions::default()).unwrap();
     assert!(near(&all.last(), &poses[4], 1e-9) && all.worst_rms_m() < 1e-9 && !all.doubtful());
     assert!(rigidity_rms(&flow).unwrap().iter().all(|rms| *rms < 1e-9));
+    // A flow without a future: nothing moves.
+    let present = Flow3d::rigid(Frame::World, &object, &poses[..1], vec![0.0; 10]).unwrap();
+    let fit = fit_flow(&present, &options).unwrap();
+    assert!(fit.poses == [Isometry3::identity()] && fit.last() == Isometry3::identity() && !fit.doubtful());
 }
 
 /// A first hypothesis without any inlier must not end the search.

@@ -67,5 +67,7 @@ pub fn percentile(values: &[f64], q: f64) -> Result<f64> {
     let place = q / 100.0 * last as f64;
     let below = (place.floor() as usize).min(last);
     let above = (below + 1).min(last);
-    Ok(sorted[below] + (sorted[above] - sorted[below]) * (place - below as f64))
+    let (share, step) = (place - below as f64, sorted[above] - sorted[below]);
+    // From the nearer end, as NumPy does: points on the limit must compare alike.
+    Ok(if share < 0.5 { sorted[below] + step * share } else { sorted[above] - step * (1.0 - share) })
 }

@@ -12,7 +12,7 @@
 //! of the world frame come out. [`PointFlowNet`] is the network. Sizes: [`FlowNetConfig`].
 //!
 //! Sources: DiT (arXiv 2212.09748) as used for tracks by Track2Act (2405.01527); 3DFlowAction (2506.06199) for what is
-//! predicted. The choice of frame and scale was measured, see [`Representation`].
+//! predicted. In which coordinates: [`Representation`].
 
 mod block;
 mod code;

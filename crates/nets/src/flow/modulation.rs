@@ -135,16 +135,18 @@ fn norm_backward<T: WithDType>(
             let (mut normal, mut inner) = (vec![T::zero(); d], vec![T::zero(); d]);
             for (dx, (x, grad)) in dx.chunks_exact_mut(d).zip(rows) {
                 let (mean, factor) = moments(x, eps);
-                for i in 0..d {
-                    normal[i] = (x[i] - mean) * factor;
-                    inner[i] = grad[i] * (T::one() + scale[i]);
-                    dshift[i] += grad[i];
-                    dscale[i] += grad[i] * normal[i];
+                let kept = normal.iter_mut().zip(&mut inner).zip(x.iter().zip(grad));
+                let sums = dshift.iter_mut().zip(dscale.iter_mut()).zip(scale);
+                for (((normal, inner), (&x, &grad)), ((dshift, dscale), &scale)) in kept.zip(sums) {
+                    *normal = (x - mean) * factor;
+                    *inner = grad * (T::one() + scale);
+                    *dshift += grad;
+                    *dscale += grad * *normal;
                 }
                 let flat = sum(inner.iter().copied()) / width;
                 let along = sum(inner.iter().zip(&normal).map(|(&a, &b)| a * b)) / width;
-                for i in 0..d {
-                    dx[i] = factor * (inner[i] - flat - normal[i] * along);
+                for ((dx, &inner), &normal) in dx.iter_mut().zip(&inner).zip(&normal) {
+                    *dx = factor * (inner - flat - normal * along);
                 }
             }
         });
@@ -172,9 +174,11 @@ fn gate_backward<T: WithDType>(gate: &[T], y: &[T], grad: &[T], (n, d): (usize, 
         let gate = &gate[b * d..][..d];
         let rows = y[b * n * d..].chunks_exact(d).zip(grad[b * n * d..].chunks_exact(d));
         for (dy, (y, grad)) in dy.chunks_exact_mut(d).zip(rows) {
-            for i in 0..d {
-                dy[i] = grad[i] * gate[i];
-                dgate[i] += grad[i] * y[i];
+            for ((((dy, dgate), &grad), &gate), &y) in
+                dy.iter_mut().zip(dgate.iter_mut()).zip(grad).zip(gate).zip(y)
+            {
+                *dy = grad * gate;
+                *dgate += grad * y;
             }
         }
     });

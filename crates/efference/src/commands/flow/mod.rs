@@ -31,12 +31,12 @@ enum What {
     Train(train::Args),
     Predict(predict::Args),
     Metrics(metrics::Args),
-    View(Box<view::Args>),
-    Picture(picture::Args),
     Judge(judge::Args),
     Run(run::Args),
     Table(table::Args),
     Demos(demos::Args),
+    View(Box<view::Args>),
+    Picture(picture::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -44,11 +44,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         What::Train(args) => train::run(args, ui),
         What::Predict(args) => predict::run(args, ui),
         What::Metrics(args) => metrics::run(args, ui),
-        What::View(args) => view::run(args, ui),
-        What::Picture(args) => picture::run(args, ui),
         What::Judge(args) => judge::run(args, ui),
         What::Run(args) => run::run(args, ui),
         What::Table(args) => table::run(args, ui),
         What::Demos(args) => demos::run(args, ui),
+        What::View(args) => view::run(args, ui),
+        What::Picture(args) => picture::run(args, ui),
     }
 }

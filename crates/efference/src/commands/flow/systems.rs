@@ -74,7 +74,7 @@ impl Models {
             _ => true,
         };
         let names: Vec<String> = if names.is_empty() {
-            SYSTEMS.iter().filter(given).map(|name| (*name).to_owned()).collect()
+            SYSTEMS.iter().filter(|name| given(name)).map(|name| (*name).to_owned()).collect()
         } else {
             names.to_vec()
         };
