@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use efference_envs::Env;
 use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask, eval_seed};
-use efference_envs::{Env, Quality};
+use efference_envs::tabletop::Quality;
 use efference_rollout::flow::{OracleFlow, Predictor, System, run_trial};
 use efference_viz::flow::{FlowRecorder, FlowScene, page, sheet};
 use serde_json::json;
