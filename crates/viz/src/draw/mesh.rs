@@ -6,11 +6,14 @@ use image::imageops::{self, FilterType};
 
 use crate::theme::Rgb;
 
+/// A place in the world and its colour.
+pub(crate) type Vertex = (Point3<f64>, Rgb);
+
 /// Coloured triangles in the world.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mesh {
     /// Places and colours.
-    pub(crate) vertices: Vec<(Point3<f64>, Rgb)>,
+    pub(crate) vertices: Vec<Vertex>,
     /// Three vertices each.
     pub(crate) triangles: Vec<[u32; 3]>,
 }

@@ -5,5 +5,5 @@ mod mesh;
 mod text;
 
 pub(crate) use canvas::{Canvas, Stroke, fit_picture};
-pub(crate) use mesh::{DepthPicture, Mesh};
+pub(crate) use mesh::{DepthPicture, Mesh, Vertex};
 pub(crate) use text::{Align, Weight, shortened, text_width};

@@ -1,9 +1,7 @@
 //! What the depth camera saw as coloured surfaces: the scene without the object, and the object.
 
-use efference_geometry::Point3;
-
 use super::FlowScene;
-use crate::draw::Mesh;
+use crate::draw::{Mesh, Vertex};
 use crate::theme::Rgb;
 
 /// Neighbouring pixels belong to different surfaces where their depths differ by more than this part of them.
@@ -90,13 +88,13 @@ fn grid(
     depths: &[f32],
     colors: &[Rgb],
     wanted: impl Fn([f32; 3]) -> bool,
-) -> (Vec<(Point3<f64>, Rgb)>, Vec<[u32; 3]>) {
+) -> (Vec<Vertex>, Vec<[u32; 3]>) {
     let place = |i: usize| {
         let (u, v) = ((i % w) as f64 + 0.5, (i / w) as f64 + 0.5);
         scene.camera.lift(u, v, f64::from(depths[i]))
     };
     // Pixels without depth keep their number but no triangle names them.
-    let vertices: Vec<(Point3<f64>, Rgb)> = (0..w * h).map(|i| (place(i), colors[i])).collect();
+    let vertices: Vec<Vertex> = (0..w * h).map(|i| (place(i), colors[i])).collect();
     let mut triangles = Vec::new();
     for y in 0..h.saturating_sub(1) {
         for x in 0..w.saturating_sub(1) {

@@ -1,17 +1,16 @@
 //! `efference flow picture`: the four families on one sheet, each predicted, judged and done.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use efference_envs::Env;
 use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask, eval_seed};
 use efference_envs::tabletop::Quality;
-use efference_rollout::flow::{Checker, OracleFlow, Predictor, System, run_trial};
-use efference_train::flow::{BUILT_IN_FLOW, FlowModel};
+use efference_rollout::flow::{OracleFlow, Predictor, System, run_trial};
 use efference_viz::flow::{FlowRecorder, FlowScene, page, sheet};
 use serde_json::json;
 
 use super::show;
+use super::systems::Models;
 use crate::errors::{Failure, Result};
 use crate::ui::Ui;
 
@@ -24,9 +23,11 @@ const TASKS: [&str; 4] = ["pour", "insert", "hang", "drawer"];
 /// (a way of the simulator's own), the scene from beside, the final state as it was judged, and what came of it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run folder, checkpoint, weights file, or `builtin:flow_world`
-    #[arg(long, default_value = BUILT_IN_FLOW)]
-    model: String,
+    #[command(flatten)]
+    models: Models,
+    /// System: full, full_exact, no_check, oracle, ...
+    #[arg(long, value_name = "NAME", default_value = "full")]
+    system: String,
     /// Arm: arm7 or arm6
     #[arg(long, default_value = "arm7")]
     arm: String,
@@ -45,8 +46,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let model = FlowModel::load(&args.model, efference_train::device::open("cpu")?)?;
-    let system = System::full(Arc::new(model), Checker::Predicate);
+    let systems = args.models.systems(std::slice::from_ref(&args.system))?;
+    let Some((_, system)) = systems.first() else { return Ok(()) };
     let arm = ArmKind::from_id(&args.arm)?;
     if let Some(dir) = &args.records {
         std::fs::create_dir_all(dir)
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let mut scenes = Vec::new();
     for name in TASKS {
-        let rounds = play(&system, FlowTask::from_id(name)?, arm, args)?;
+        let rounds = play(system, FlowTask::from_id(name)?, arm, args)?;
         let Some(first) = rounds.first() else {
             return Err(Failure::new(format!("{name}: the object is hidden in scene {}", args.scene))
                 .help("choose another with --scene"));

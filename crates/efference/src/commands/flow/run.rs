@@ -7,6 +7,7 @@ use efference_envs::flow::{ArmKind, FlowEnv, FlowOptions, FlowTask, eval_seed};
 use efference_rollout::flow::{Trial, run_trial, tell};
 use serde_json::{Value, json};
 
+use super::show::{self, Outputs};
 use super::systems::Models;
 use crate::errors::Result;
 use crate::ui::Ui;
@@ -15,7 +16,7 @@ use crate::ui::Ui;
 ///
 /// Predictions that are not rigid, leave the workspace or displease the judge are rejected with the reason; if none is
 /// left, nothing moves. With --record everything is written as JSON: predictions, verdicts, grasps, the way of the
-/// gripper, the actions.
+/// gripper, the actions. --rerun, --png and --video show it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Task family: pour, insert, hang, drawer
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     /// File to write the whole trial to
     #[arg(long, value_name = "FILE.json")]
     record: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -49,6 +52,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         ui.object(&json!({
             "system": name, "task": task, "arm": arm, "scene": args.scene, "report": trial.report,
         }));
+        args.outputs.write(&show::trial(&trial, task.id(), eval_seed(args.scene)), ui)?;
         if let Some(path) = &args.record {
             atomic::write_file(path, recorded(&trial).to_string().as_bytes())?;
             ui.note(format!("written: {}", path.display()));

@@ -1,15 +1,77 @@
 //! From episodes, predictions and trials to what `efference_viz::flow` shows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use efference_data::flow::FlowEpisode;
 use efference_geometry::rigid::FlowFit;
 use efference_geometry::{Flow3d, Frame, Isometry3, Point3};
 use efference_rollout::flow::{Event, GraspCheck, Rejection, Round, Trial, draw_final};
-use efference_viz::flow::{FlowScene, Grasp, GraspState, Phase, Prediction, TimedPose, Verdict};
+use efference_viz::flow::{
+    FlowRecorder, FlowScene, Grasp, GraspState, MovieOptions, Phase, Prediction, TimedPose, Verdict, movie,
+    page,
+};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::errors::{Failure, Result};
+use crate::ui::Ui;
+
+/// Where to write what can be seen.
+#[derive(Debug, clap::Args)]
+pub(super) struct Outputs {
+    /// Recording for the rerun viewer
+    #[arg(long, value_name = "OUT.rrd")]
+    rerun: Option<PathBuf>,
+    /// The same record as JSON lines
+    #[arg(long, value_name = "OUT.jsonl")]
+    jsonl: Option<PathBuf>,
+    /// Page with pictures and numbers
+    #[arg(long, value_name = "OUT.png")]
+    png: Option<PathBuf>,
+    /// Film: .gif, animated .png, or .mp4 (by ffmpeg)
+    #[arg(long, value_name = "OUT")]
+    video: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// Whether nothing is asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.rerun, &self.jsonl, &self.png, &self.video].iter().all(|out| out.is_none())
+    }
+
+    /// Writes what is asked for: recordings of all scenes, which follow each other; page and film of the first.
+    ///
+    /// # Errors
+    /// A file cannot be written, or a scene's parts do not fit together.
+    pub(super) fn write(&self, scenes: &[FlowScene], ui: &Ui) -> Result<()> {
+        let written = |path: &PathBuf, begun: Instant| {
+            let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+            let seconds = begun.elapsed().as_secs_f64();
+            ui.object(&json!({ "file": path, "bytes": bytes, "seconds": seconds }));
+            ui.line(format!("{}: {:.2} MB in {seconds:.1} s", path.display(), bytes as f64 / 1e6));
+        };
+        for path in [&self.rerun, &self.jsonl].into_iter().flatten() {
+            let begun = Instant::now();
+            let mut recorder = FlowRecorder::create(path)?;
+            scenes.iter().try_for_each(|scene| recorder.scene(scene))?;
+            recorder.finish()?;
+            written(path, begun);
+        }
+        let Some(first) = scenes.first() else { return Ok(()) };
+        if let Some(path) = &self.png {
+            let begun = Instant::now();
+            page(first)?.save(path)?;
+            written(path, begun);
+        }
+        if let Some(path) = &self.video {
+            let begun = Instant::now();
+            movie(first, path, &MovieOptions::default())?;
+            written(path, begun);
+        }
+        Ok(())
+    }
+}
 
 /// Bytes of a prediction file that are read at most.
 const MAX_PREDICTION: u64 = 1 << 30;
