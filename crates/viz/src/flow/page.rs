@@ -29,7 +29,9 @@ pub(crate) const AZIMUTH: f64 = 0.5;
 pub fn page(scene: &FlowScene) -> Result<RgbImage> {
     scene.validate()?;
     let last = (scene.frames() - 1) as f64;
-    let mut canvas = Canvas::new(WIDTH, MARGIN + HEADER + SIDE + 44 + LOWER + MARGIN, PAPER);
+    // Without a prediction there is nothing to say below the pictures.
+    let below = if scene.predictions.is_empty() { 0 } else { 44 + LOWER };
+    let mut canvas = Canvas::new(WIDTH, MARGIN + HEADER + SIDE + below + MARGIN, PAPER);
     header(&mut canvas, scene);
 
     let top = MARGIN + HEADER;
@@ -47,7 +49,9 @@ pub fn page(scene: &FlowScene) -> Result<RgbImage> {
     canvas.picture([x, top], &view, RADIUS);
     let caption = "from beside: flow, and where it leaves the object";
     canvas.text([x as f32, top as f32 - 14.0], caption, 17.0, Weight::SemiBold, theme::INK, Align::Left);
-    lower(&mut canvas, scene, top + SIDE + 44);
+    if below > 0 {
+        lower(&mut canvas, scene, top + SIDE + 44);
+    }
     Ok(canvas.into_image())
 }
 

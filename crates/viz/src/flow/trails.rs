@@ -1,6 +1,6 @@
 //! The ways of points as smooth lines.
 
-use efference_geometry::{Flow3d, Isometry3, Point3, farthest_points, interpolate_isometry};
+use efference_geometry::{Flow3d, Isometry3, Point3, Vector3, farthest_points, interpolate_isometry};
 
 use crate::draw::{Canvas, Stroke};
 use crate::theme::Rgb;
@@ -8,7 +8,7 @@ use crate::theme::Rgb;
 /// Pieces that a line has per frame.
 const PIECES: usize = 6;
 
-/// Where the points are at a time between frames: a Catmull-Rom spline through the frames. `time` in frames, brought into
+/// Where the points are at a time between frames: a cubic through the frames. `time` in frames, brought into
 /// the flow's range.
 pub(crate) fn position(flow: &Flow3d, point: usize, time: f64) -> Point3<f64> {
     let last = flow.frames() - 1;
@@ -17,10 +17,17 @@ pub(crate) fn position(flow: &Flow3d, point: usize, time: f64) -> Point3<f64> {
     let s = time - t as f64;
     let at = |i: usize| flow.at(i.min(last))[point].coords;
     let (p0, p1, p2, p3) = (at(t.saturating_sub(1)), at(t), at(t + 1), at(t + 2));
-    let a = p1 * 2.0 + (p2 - p0) * s;
-    let b = (p0 * 2.0 - p1 * 5.0 + p2 * 4.0 - p3) * (s * s);
-    let c = (p1 * 3.0 - p0 - p2 * 3.0 + p3) * (s * s * s);
-    Point3::from((a + b + c) * 0.5)
+    // Speeds no larger than the shorter of the two steps allows: after a long step the line does not overshoot.
+    let speed = |a: Vector3<f64>, b: Vector3<f64>, c: Vector3<f64>| {
+        let middle = (c - a) * 0.5;
+        let most = (b - a).norm().min((c - b).norm());
+        middle * (most / middle.norm().max(1e-12)).min(1.0)
+    };
+    let (v1, v2) = (speed(p0, p1, p2), speed(p1, p2, p3));
+    let (s2, s3) = (s * s, s * s * s);
+    let from = p1 * (2.0 * s3 - 3.0 * s2 + 1.0) + v1 * (s3 - 2.0 * s2 + s);
+    let to = p2 * (3.0 * s2 - 2.0 * s3) + v2 * (s3 - s2);
+    Point3::from(from + to)
 }
 
 /// The motion at a time between frames.
