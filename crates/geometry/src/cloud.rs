@@ -111,6 +111,7 @@ pub(crate) fn pixels(intrinsics: &Intrinsics) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -157,6 +157,7 @@ pub fn densify(poses: &[Isometry3<f64>], step_m: f64, step_rad: f64) -> Result<V
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

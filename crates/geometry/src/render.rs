@@ -90,6 +90,7 @@ pub fn render_final_state<C: Copy>(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

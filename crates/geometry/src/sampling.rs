@@ -56,6 +56,7 @@ pub fn uniform_frames(len: usize, n: usize) -> Result<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use nalgebra::Vector3;
     use proptest::prelude::*;
 

@@ -136,6 +136,7 @@ fn checked_nodes(low: [f64; 3], high: [f64; 3], shape: [usize; 3]) -> Result<usi
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use nalgebra::Isometry3;
     use proptest::prelude::*;
 

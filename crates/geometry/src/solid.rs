@@ -155,6 +155,7 @@ pub fn is_visible(camera: &Camera, solids: &[Solid], world: &Point3<f64>, tolera
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

@@ -115,6 +115,7 @@ fn basis(knots: &[f64], degree: usize, times: &[f64]) -> DMatrix<f64> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

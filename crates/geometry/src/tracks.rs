@@ -191,6 +191,7 @@ pub fn moving_points(tracks: &PixelTracks) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// A gripper that moves at once, an object that moves later, and a background.

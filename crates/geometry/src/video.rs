@@ -151,6 +151,7 @@ fn between(t: usize, frames: usize, seen: &dyn Fn(usize) -> Option<Point3<f64>>)
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use nalgebra::Vector3;
 
     use super::*;

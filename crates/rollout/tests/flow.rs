@@ -220,9 +220,9 @@ fn demonstrations_are_ordinary_episodes() {
     let episode = episode.unwrap();
     assert!(episode.steps() > 10);
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = efference_data::EpisodeWriter::create(&dir.path().join("demos")).unwrap();
+    let mut writer = efference_data::EpisodeWriter::create(dir.path().join("demos")).unwrap();
     writer.append(&episode).unwrap();
-    let store = efference_data::EpisodeStore::open(&dir.path().join("demos")).unwrap();
+    let store = efference_data::EpisodeStore::open(dir.path().join("demos")).unwrap();
     assert_eq!(store.entries().len(), 1);
 }
 

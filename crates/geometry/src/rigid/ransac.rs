@@ -293,6 +293,7 @@ fn pose_of_three(a: [Point3<f64>; 3], b: [Point3<f64>; 3]) -> Option<Isometry3<f
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use nalgebra::Vector3;
     use proptest::prelude::*;
 

@@ -326,6 +326,7 @@ fn by_agreement(attempts: &[Attempt]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use efference_geometry::{Isometry3, Vector3};
 
     use super::super::JudgeError;

@@ -60,7 +60,7 @@ impl ExecuteOptions {
         if self.chunk == 0 {
             return bad("chunk", "0".into(), "at least 1");
         }
-        if !(self.replan_m > 0.0) {
+        if self.replan_m.is_nan() || self.replan_m <= 0.0 {
             return bad("replan_m", self.replan_m.to_string(), "above 0");
         }
         Ok(())

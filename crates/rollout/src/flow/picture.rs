@@ -143,6 +143,7 @@ fn mean(pixels: &[usize], rgb: &[[u8; 3]], depth: &[f32]) -> Option<([u8; 3], f3
 
 #[cfg(test)]
 pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
     use efference_geometry::{Camera, CameraAxes, Intrinsics};
 
     use super::*;

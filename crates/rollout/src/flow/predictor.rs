@@ -132,6 +132,7 @@ fn freeze(query: &FlowQuery, flow: &Flow3d) -> Result<Flow3d> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use efference_data::RgbImage;
     use efference_geometry::{Camera, CameraAxes, Intrinsics, Vector3};
 

@@ -73,6 +73,7 @@ impl FlowTracker {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use efference_geometry::{Frame, Isometry3, Vector3};
 
     use super::*;

@@ -153,6 +153,7 @@ fn for_each_sample(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use efference_geometry::Intrinsics;
 

@@ -49,6 +49,7 @@ impl FlowErrors {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use efference_geometry::{Frame, Point3};
 

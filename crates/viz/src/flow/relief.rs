@@ -173,6 +173,7 @@ fn fill(depths: &[f32], colors: &[Rgb], hidden: &[bool], w: usize, h: usize) -> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -188,8 +189,8 @@ mod tests {
         }
         let depths: Vec<f32> = (0..w * h).map(|i| if hidden[i] { 0.4 } else { 1.0 / inverse(i) }).collect();
         let (filled, colors) = fill(&depths, &vec![[10, 20, 30]; w * h], &hidden, w, h);
-        for i in 0..w * h {
-            assert!((1.0 / filled[i] - inverse(i)).abs() < 2e-3, "{i}: {} {}", 1.0 / filled[i], inverse(i));
+        for (i, depth) in filled.iter().enumerate() {
+            assert!((1.0 / depth - inverse(i)).abs() < 2e-3, "{i}: {} {}", 1.0 / depth, inverse(i));
         }
         assert!(colors.iter().all(|c| *c == [10, 20, 30]));
         // A picture full of object: nothing to continue.

@@ -107,6 +107,7 @@ fn runs(places: &[([f32; 2], bool)]) -> Vec<std::ops::Range<usize>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use efference_geometry::Frame;
 

@@ -28,12 +28,12 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    Train(train::Args),
-    Predict(predict::Args),
+    Train(Box<train::Args>),
+    Predict(Box<predict::Args>),
     Metrics(metrics::Args),
     Judge(judge::Args),
-    Run(run::Args),
-    Table(table::Args),
+    Run(Box<run::Args>),
+    Table(Box<table::Args>),
     Demos(demos::Args),
     View(Box<view::Args>),
     Picture(picture::Args),

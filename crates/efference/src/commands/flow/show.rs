@@ -327,6 +327,7 @@ fn done(scene: &mut FlowScene, trial: &Trial, from: usize, to: usize) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use efference_data::flow::FlowSource;
     use efference_geometry::{Camera, CameraAxes, Intrinsics};

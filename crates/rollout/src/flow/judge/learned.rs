@@ -324,6 +324,7 @@ impl Judge for &LearnedJudge {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flow::draw_final;
     use crate::flow::picture::tests::wall_and_square;

@@ -230,6 +230,7 @@ impl Judge for VlmJudge {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::thread::JoinHandle;
@@ -252,8 +253,11 @@ mod tests {
         json!({ "choices": [{ "message": { "role": "assistant", "content": content } }] }).to_string()
     }
 
+    /// What a server was asked, and the connections it keeps open.
+    type Served = (Vec<Value>, Vec<TcpStream>);
+
     /// A server that goes through its acts, one per connection, and returns the bodies of the requests.
-    fn serve(acts: Vec<Act>) -> (String, JoinHandle<(Vec<Value>, Vec<TcpStream>)>) {
+    fn serve(acts: Vec<Act>) -> (String, JoinHandle<Served>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let server = std::thread::spawn(move || {

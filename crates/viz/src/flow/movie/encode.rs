@@ -268,6 +268,7 @@ impl Palette {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn picture(shade: u8) -> RgbImage {
