@@ -47,7 +47,7 @@ pub enum Error {
     },
 
     /// The folder has no `index.json`.
-    #[error("`{}` holds no episodes: there is no `index.json` in it; give the folder that `efference demos … --out` made", path.display())]
+    #[error("`{}` holds no episodes: there is no `index.json` in it; give the folder that `--out` of `efference demos` or `efference data` made", path.display())]
     NotAStore {
         /// The folder.
         path: PathBuf,

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod episode;
 mod error;
 pub mod flow;
+mod index;
 pub mod libero;
 pub mod robomimic;
 pub mod store;

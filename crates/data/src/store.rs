@@ -36,7 +36,7 @@ use sha2::{Digest, Sha256};
 
 use crate::episode::{Episode, EpisodeMeta};
 use crate::error::{Error, Result};
-use crate::{atomic, codec};
+use crate::{atomic, codec, index};
 
 /// Version of index and episode files.
 pub const FORMAT_VERSION: u64 = 1;
@@ -45,8 +45,6 @@ pub const INDEX: &str = "index.json";
 
 const FORMAT: &str = "efference-episodes";
 const LOCK: &str = ".lock";
-/// An index larger than this (more than a hundred thousand episodes) is not read into memory.
-const MAX_INDEX_BYTES: u64 = 256 << 20;
 
 /// One line of the index.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -272,38 +270,8 @@ impl EpisodeWriter {
 
 /// The index's entries; `None` if there is no index.
 fn read_index(dir: &Path) -> Result<Option<Vec<Entry>>> {
-    let path = dir.join(INDEX);
-    let wrong = |problem: String| Error::Index { path: path.clone(), problem };
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(source) => return Err(Error::Read { path, source }),
-    };
-    let mut text = Vec::new();
-    let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut text);
-    let read = read.map_err(|source| Error::Read { path: path.clone(), source })?;
-    if read as u64 > MAX_INDEX_BYTES {
-        return Err(wrong(format!("it is longer than {MAX_INDEX_BYTES} bytes")));
-    }
-    // Format and version first: another version's entries may have other fields.
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    if json.get("format").and_then(|f| f.as_str()) != Some(FORMAT) {
-        return Err(wrong(format!("its `format` is not \"{FORMAT}\"")));
-    }
-    let got = json.get("version").and_then(serde_json::Value::as_u64);
-    let got = got.ok_or_else(|| wrong("`version` is missing".into()))?;
-    if got != FORMAT_VERSION {
-        return Err(Error::Version { path, got, expected: FORMAT_VERSION });
-    }
-    let index: Index = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
-    for entry in &index.episodes {
-        // A file of the folder and nothing else: no `../`, no absolute path.
-        if Path::new(&entry.file).file_name() != Some(entry.file.as_ref()) {
-            return Err(wrong(format!("`{}` is not a plain file name", entry.file)));
-        }
-    }
+    let Some(index) = index::read::<Index>(dir, FORMAT, FORMAT_VERSION)? else { return Ok(None) };
+    index.episodes.iter().try_for_each(|entry| index::check_name(dir, &entry.file))?;
     Ok(Some(index.episodes))
 }
 

@@ -36,17 +36,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{FlowEpisode, FlowSource, codec};
-use crate::atomic;
 use crate::error::{Error, Result};
 use crate::store::{INDEX, hex_digest};
+use crate::{atomic, index};
 
 /// Version of index and episodes.
 pub const FORMAT_VERSION: u64 = 1;
 
 const FORMAT: &str = "efference-flow";
 const LOCK: &str = ".lock";
-/// An index larger than this (more than half a million episodes) is not read into memory.
-const MAX_INDEX_BYTES: u64 = 256 << 20;
 /// An episode larger than this is not read into memory.
 const MAX_EPISODE_BYTES: u64 = 256 << 20;
 /// A shard is closed when it has so many episodes or bytes.
@@ -292,39 +290,12 @@ fn shard_number(name: &str) -> u64 {
 
 /// `None` if there is no index.
 fn read_index(dir: &Path) -> Result<Option<Index>> {
-    let path = dir.join(INDEX);
-    let wrong = |problem: String| Error::Index { path: path.clone(), problem };
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(source) => return Err(Error::Read { path, source }),
-    };
-    let mut text = Vec::new();
-    let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut text);
-    let read = read.map_err(|source| Error::Read { path: path.clone(), source })?;
-    if read as u64 > MAX_INDEX_BYTES {
-        return Err(wrong(format!("it is longer than {MAX_INDEX_BYTES} bytes")));
-    }
-    // Format and version first: another version's entries may have other fields.
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    if json.get("format").and_then(|f| f.as_str()) != Some(FORMAT) {
-        return Err(wrong(format!("its `format` is not \"{FORMAT}\"")));
-    }
-    let got = json.get("version").and_then(serde_json::Value::as_u64);
-    let got = got.ok_or_else(|| wrong("`version` is missing".into()))?;
-    if got != FORMAT_VERSION {
-        return Err(Error::Version { path, got, expected: FORMAT_VERSION });
-    }
-    let index: Index = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
+    let Some(index) = index::read::<Index>(dir, FORMAT, FORMAT_VERSION)? else { return Ok(None) };
     for entry in &index.episodes {
-        // A file of the folder and nothing else: no `../`, no absolute path.
-        if Path::new(&entry.shard).file_name() != Some(entry.shard.as_ref()) {
-            return Err(wrong(format!("`{}` is not a plain file name", entry.shard)));
-        }
+        index::check_name(dir, &entry.shard)?;
         if entry.bytes > MAX_EPISODE_BYTES {
-            return Err(wrong(format!("an episode of {} bytes is too large", entry.bytes)));
+            let problem = format!("an episode of {} bytes is too large", entry.bytes);
+            return Err(Error::Index { path: dir.join(INDEX), problem });
         }
     }
     Ok(Some(index))
