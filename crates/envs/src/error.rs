@@ -126,3 +126,16 @@ impl From<crate::libero::Error> for Error {
         Self::Libero(Box::new(error))
     }
 }
+
+impl Error {
+    /// No task is called `name`; these are.
+    pub(crate) fn unknown_task(name: &str, known: &[&'static str]) -> Self {
+        let likeness = |id: &str| strsim::jaro_winkler(id, name);
+        let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        Self::UnknownTask {
+            name: name.to_owned(),
+            nearest: nearest.map_or_else(String::new, |id| (*id).to_owned()),
+            known: known.join(", "),
+        }
+    }
+}

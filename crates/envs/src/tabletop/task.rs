@@ -83,15 +83,8 @@ impl Task {
     /// # Errors
     /// [`Error::UnknownTask`], which names the nearest and lists all.
     pub fn from_id(id: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|task| task.id() == id).ok_or_else(|| {
-            let likeness = |task: &Self| strsim::jaro_winkler(task.id(), id);
-            let nearest = Self::ALL.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-            Error::UnknownTask {
-                name: id.to_owned(),
-                nearest: nearest.map_or("", Self::id).to_owned(),
-                known: Self::ids().join(", "),
-            }
-        })
+        let named = Self::ALL.into_iter().find(|task| task.id() == id);
+        named.ok_or_else(|| Error::unknown_task(id, &Self::ids()))
     }
 
     /// Whether the goal holds in this state.
