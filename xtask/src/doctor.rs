@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    native,
+    native, onnx,
     paths::Paths,
     process, real_data, system,
 };
@@ -26,6 +26,7 @@ pub fn run(paths: &Paths) -> Result<()> {
     }
     let nextest = version(process::cargo(&paths.root).arg("nextest"));
     report.optional("cargo-nextest (one process per test)", nextest, "cargo install cargo-nextest --locked");
+    report.optional("ONNX Runtime", onnx::check(paths), "cargo xtask onnx");
     report.optional("real demonstrations", real_data::check(paths), "cargo xtask real-data");
     if report.missing.is_empty() { Ok(()) } else { Err(Error::Doctor { missing: report.missing.join(", ") }) }
 }

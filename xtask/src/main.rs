@@ -10,6 +10,7 @@ mod fused_ops;
 mod gpu;
 mod libero;
 mod native;
+mod onnx;
 mod paths;
 mod process;
 mod real_data;
@@ -26,6 +27,7 @@ cargo xtask TASK
   doctor            say what is there and what is missing, with the command that brings it
   quickstart [ARG]  setup, build, then `efference quickstart`
   test [ARG]        setup, then all tests; arguments go to the test runner
+  onnx              fetch ONNX Runtime (17 MB) for commands that run networks in ONNX files; `test` does it too
   real-data         fetch real human demonstrations (190 MB) for `efference demos import`
   libero [ARG]      write the tasks of the LIBERO benchmark as task packs (`cargo xtask libero --help`)
   cuda [ARG]        build with CUDA, on a machine with or without a GPU (`cargo xtask cuda --help`)
@@ -58,6 +60,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "doctor" => doctor::run(&paths),
         "quickstart" => quickstart(&paths, rest),
         "test" => tests_run::run(&paths, rest),
+        "onnx" => onnx::setup(&paths),
         "real-data" => real_data::run(&paths),
         "libero" => libero::run(&paths, rest),
         "cuda" => cuda::run(&paths, rest),

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    native,
+    native, onnx,
     paths::Paths,
     process, system,
 };
@@ -18,6 +18,7 @@ struct Count {
 /// profile means that candle and rerun are compiled once. `extra` goes to the runner (`-p CRATE`, a test's name).
 pub fn run(paths: &Paths, extra: &[String]) -> Result<()> {
     native::setup(paths)?;
+    onnx::setup(paths)?;
     system::setup()?;
     let chosen = extra.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
     let scope: &[&str] = if chosen { &["--release"] } else { &["--release", "--workspace"] };

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use efference_data::EpisodeStore;
+use efference_data::{EpisodeStore, RgbImage};
 use serde_json::Value;
 
 fn efference(arguments: &[&str]) -> Output {
@@ -229,4 +229,54 @@ fn libero_tasks_that_are_not_there_are_named() {
     assert!(code == 2 && text.contains("its tasks are 0 to 9"), "{text}");
     assert_eq!(demos(&["--noise", "1"]).0, 2);
     assert!(!dir.exists());
+}
+
+#[test]
+fn pictures_and_two_networks_become_flow() {
+    let folder = tempfile::tempdir().unwrap();
+    let (clip, set) = (folder.path().join("clip"), folder.path().join("set"));
+    std::fs::create_dir(&clip).unwrap();
+    std::fs::write(
+        clip.join("clip.json"),
+        r#"{"instruction": "Slide the card", "task": "slide", "fx": 90, "fy": 90, "cx": 49, "cy": 42}"#,
+    )
+    .unwrap();
+    for t in 0..14u32 {
+        // A white card on black, at rest at first.
+        let left = 14 + 4 * t.saturating_sub(5);
+        let card = |x, y| (left..left + 20).contains(&x) && (30..50).contains(&y);
+        let picture =
+            RgbImage::from_fn(98, 84, |x, y| if card(x, y) { [255; 3].into() } else { [0; 3].into() });
+        picture.save(clip.join(format!("{t:03}.png"))).unwrap();
+    }
+    let network = |name: &str| format!("{}/../nets/tests/fixtures/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let (depth, tracker) = (network("depth"), network("tracker"));
+    let (clip, set) = (clip.to_str().unwrap(), set.to_str().unwrap());
+    let made = out(&[
+        "data",
+        "video",
+        clip,
+        "--out",
+        set,
+        "--depth-net",
+        &depth,
+        "--track-net",
+        &tracker,
+        "--grid",
+        "20",
+        "--depth-scale",
+        "0.4",
+    ]);
+    assert!(made.contains("1 episode made"), "{made}");
+    assert!(out(&["data", "check", set]).contains("1 episode"), "the set is whole");
+    let store = efference_data::flow::FlowStore::open(Path::new(set)).unwrap();
+    let episode = store.load(0).unwrap();
+    let (first, last) = (episode.flow.at(0), episode.flow.at(episode.flow.frames() - 1));
+    // White is 2.5 for the network, here 1 m; 32 pixels to the right at 90 pixels of focal length are 36 cm.
+    for (a, b) in first.iter().zip(last) {
+        let moved = b - a;
+        assert!((moved.norm() - 32.0 / 90.0).abs() < 0.01 && moved.y < -0.34, "{moved}");
+    }
+    let (code, text) = err(&["data", "video", clip, "--out", set, "--track-net", &tracker]);
+    assert!(code != 0 && text.contains("--depth-net"), "{text}");
 }

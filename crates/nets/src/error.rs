@@ -21,6 +21,22 @@ pub enum Error {
         /// What it must be.
         expected: String,
     },
+    /// ONNX Runtime cannot be loaded.
+    #[error(
+        "ONNX Runtime cannot be loaded: {reason}\n  hint: `cargo xtask onnx` fetches it; another one can be named in ORT_DYLIB_PATH"
+    )]
+    OnnxRuntime {
+        /// Why.
+        reason: String,
+    },
+    /// A network in an ONNX file cannot be used, or failed.
+    #[error("`{}`: {reason}", path.display())]
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The weights file cannot be read.
     #[error("cannot read weights from `{}`", path.display())]
     Read {

@@ -12,6 +12,7 @@ pub mod error;
 pub mod flow;
 mod layers;
 pub mod llama;
+pub mod onnx;
 pub mod params;
 pub mod pixels;
 pub mod projector;

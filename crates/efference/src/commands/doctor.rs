@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         ("run folder", Need::Required, run_folder(&args.runs)),
         ("rerun viewer", Need::Optional, viewer()),
         ("real demonstrations", Need::Optional, real_demonstrations()),
-        ("ONNX Runtime", Need::Info, Ok("nothing here uses it yet".into())),
+        ("ONNX Runtime", Need::Optional, onnx_runtime()),
     ];
     let mut missing = Vec::new();
     for (what, need, found) in &checks {
@@ -127,6 +127,12 @@ fn field(file: &str, name: &str) -> Option<String> {
 /// The program does not start without its library, so it is there.
 fn mujoco() -> String {
     format!("{} from {}", efference_mujoco::version(), short(Path::new(efference_mujoco::LIBRARY_DIR)))
+}
+
+fn onnx_runtime() -> Found {
+    let found = efference_nets::onnx::runtime();
+    let version = efference_nets::onnx::RUNTIME_VERSION;
+    found.map(|_| format!("{version}, for `data video`")).map_err(|e| (first_line(&e), "cargo xtask onnx"))
 }
 
 const NO_OPENGL: &str = "cargo xtask setup";

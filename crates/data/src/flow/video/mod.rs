@@ -1,4 +1,5 @@
-//! Episodes from real videos: a tracker's tracks and a depth video in one safetensors file.
+//! Episodes from real videos: a tracker's tracks and a depth video in one safetensors file, or the pictures alone and
+//! networks that see tracks and depth in them.
 //!
 //! | tensor | type, shape | meaning |
 //! |---|---|---|
@@ -6,22 +7,27 @@
 //! | `visibility` | F32 or U8 or BOOL [T, N] | 0 to 1 (CoTracker's `pred_visibility`) |
 //! | `depth` | F32 [T, H, W] | metres along the optical axis; 0, NaN and infinity are holes |
 //! | `image` | U8 [H, W, 3] | the first picture, RGB |
+//! | `video` | U8 [T, H, W, 3] | all pictures: in place of `image`, and of `tracks` or `depth` where a network sees them |
 //! | `object` | U8 or BOOL [N] | optional: which tracks are the object's; found by how they move without it |
 //!
 //! Metadata: `instruction`, `task`, and optionally `fx`, `fy`, `cx`, `cy` in pixels (a horizontal angle of view of 55 degrees
 //! is assumed without them, as in 3DFlowAction: lengths are then only as right as that guess).
+//!
+//! Instead of a file, a folder of pictures in the order of their names, with the metadata in `clip.json`.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+mod file;
+
+use std::path::PathBuf;
 
 use efference_geometry::tracks::{MovingObject, MovingObjectOptions, PixelTracks, moving_object};
 use efference_geometry::video::{TrackedVideo, VideoFlowOptions, flow_of_video};
 use efference_geometry::{Camera, CameraAxes, Frame, Intrinsics, Isometry3, UnitQuaternion, Vector3};
-use safetensors::{Dtype, SafeTensors};
 
 use super::episode::{Invalid, MAX_DEPTH_M};
 use super::{FlowEpisode, FlowSource};
 use crate::RgbImage;
+
+pub use file::{DepthOf, TracksOf, VideoNetworks, VideoTracks};
 
 /// Angle of view of a camera that nobody knows, degrees.
 const USUAL_FOV_DEG: f64 = 55.0;
@@ -45,6 +51,16 @@ pub enum VideoError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
+        problem: String,
+    },
+    /// A network that was asked for tracks or depth failed.
+    #[error("`{}`: the network gave no {what}: {problem}", path.display())]
+    Network {
+        /// The video.
+        path: PathBuf,
+        /// What was asked for.
+        what: &'static str,
+        /// What it says.
         problem: String,
     },
     /// The tracks do not show an object that is moved.
@@ -113,78 +129,6 @@ pub struct VideoClip {
 }
 
 impl VideoClip {
-    /// Reads a file in the format of this module.
-    ///
-    /// # Errors
-    /// [`VideoError::Read`], [`VideoError::Format`].
-    pub fn read(path: &Path) -> Result<Self, VideoError> {
-        let bytes =
-            std::fs::read(path).map_err(|source| VideoError::Read { path: path.to_owned(), source })?;
-        Self::parse(&bytes).map_err(|problem| VideoError::Format { path: path.to_owned(), problem })
-    }
-
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let (_, head) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
-        let notes = head.metadata().clone().unwrap_or_default();
-        let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-        let floats = |name: &str| -> Result<(Vec<usize>, Vec<f32>), String> {
-            let tensor = file.tensor(name).map_err(|e| format!("`{name}`: {e}"))?;
-            let values = match tensor.dtype() {
-                Dtype::F32 => {
-                    let (four, _) = tensor.data().as_chunks::<4>();
-                    four.iter().map(|b| f32::from_le_bytes(*b)).collect()
-                }
-                Dtype::U8 | Dtype::BOOL => tensor.data().iter().map(|b| f32::from(*b)).collect(),
-                other => return Err(format!("`{name}` has type {other:?}; F32, U8 or BOOL is needed")),
-            };
-            Ok((tensor.shape().to_vec(), values))
-        };
-        let shaped =
-            |name: &str, shape: &[usize], wanted: &str| format!("`{name}` has shape {shape:?}, not {wanted}");
-        let (shape, tracks) = floats("tracks")?;
-        let [frames, points, 2] = shape[..] else { return Err(shaped("tracks", &shape, "[T, N, 2]")) };
-        let (shape, visibility) = floats("visibility")?;
-        if shape != [frames, points] {
-            return Err(shaped("visibility", &shape, &format!("[{frames}, {points}]")));
-        }
-        let (shape, depth_m) = floats("depth")?;
-        let [t, height, width] = shape[..] else { return Err(shaped("depth", &shape, "[T, H, W]")) };
-        if t != frames || width == 0 || height == 0 {
-            return Err(shaped("depth", &shape, &format!("[{frames}, H, W]")));
-        }
-        let picture = file.tensor("image").map_err(|e| format!("`image`: {e}"))?;
-        if picture.dtype() != Dtype::U8 || picture.shape() != [height, width, 3] {
-            return Err(shaped("image", picture.shape(), &format!("[{height}, {width}, 3] of U8")));
-        }
-        let image = u32::try_from(width).ok().zip(u32::try_from(height).ok());
-        let image = image.and_then(|(w, h)| RgbImage::from_raw(w, h, picture.data().to_vec()));
-        let object = match file.tensor("object") {
-            Err(_) => None,
-            Ok(_) => {
-                let (shape, marks) = floats("object")?;
-                if shape != [points] {
-                    return Err(shaped("object", &shape, &format!("[{points}]")));
-                }
-                Some(marks.into_iter().map(|m| m > 0.0).collect())
-            }
-        };
-        let word = |name: &str| -> Result<String, String> {
-            let text = notes.get(name).map(|text| text.trim().to_lowercase());
-            text.filter(|text| !text.is_empty()).ok_or_else(|| format!("the metadata has no `{name}`"))
-        };
-        Ok(Self {
-            instruction: word("instruction")?,
-            task: word("task")?,
-            image: image.ok_or("the image is too large")?,
-            intrinsics: intrinsics(&notes, width, height)?,
-            frames,
-            tracks: tracks.as_chunks::<2>().0.iter().map(|p| p.map(f64::from)).collect(),
-            visibility,
-            depth_m,
-            object,
-        })
-    }
-
     /// Finds the object, unless the clip says what it is; lifts its tracks; puts it into the world.
     ///
     /// # Errors
@@ -250,22 +194,6 @@ impl VideoClip {
     }
 }
 
-fn intrinsics(notes: &HashMap<String, String>, width: usize, height: usize) -> Result<Intrinsics, String> {
-    let names = ["fx", "fy", "cx", "cy"];
-    if !names.iter().any(|name| notes.contains_key(*name)) {
-        return Intrinsics::from_fovx_deg(USUAL_FOV_DEG, width, height).map_err(|e| e.to_string());
-    }
-    let number = |name: &str| {
-        let text = notes.get(name).ok_or_else(|| format!("the metadata has no `{name}`"))?;
-        text.trim().parse::<f64>().map_err(|_| format!("`{name}` is `{text}`, which is no number"))
-    };
-    let [fx, fy, cx, cy] = [number("fx")?, number("fy")?, number("cx")?, number("cy")?];
-    if !(fx > 0.0 && fy > 0.0 && [fx, fy, cx, cy].iter().all(|x| x.is_finite())) {
-        return Err("fx and fy must be above 0, and all four finite".into());
-    }
-    Ok(Intrinsics { fx, fy, cx, cy, width, height })
-}
-
 /// 255 in the convex hull of the points, and in the pixels of the points: all that is known of the object's outline.
 fn hull_mask(points: &[[f64; 2]], width: usize, height: usize) -> Vec<u8> {
     let mut mask = vec![0; width * height];
@@ -309,7 +237,10 @@ fn hull_mask(points: &[[f64; 2]], width: usize, height: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
     use efference_geometry::Point3;
+    use safetensors::Dtype;
     use safetensors::tensor::TensorView;
 
     use super::*;
@@ -409,8 +340,52 @@ mod tests {
     }
 
     #[test]
+    fn networks_see_what_is_not_told_in_a_file_or_in_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("clip.safetensors");
+        let (whole, frames) = (clip(), FRAMES);
+        let depth = |pictures: &[RgbImage]| {
+            assert_eq!(pictures.len(), frames);
+            Ok(whole.depth_m.clone())
+        };
+        let tracks = |_: &[RgbImage]| Ok((POINTS, whole.tracks.clone(), whole.visibility.clone()));
+        let both = VideoNetworks { depth: Some(&depth), tracks: Some(&tracks) };
+
+        let folder = dir.path().join("frames");
+        std::fs::create_dir(&folder).unwrap();
+        let notes = r#"{"instruction": "Lift the card", "task": "lift"}"#;
+        std::fs::write(folder.join("clip.json"), notes).unwrap();
+        for t in 0..FRAMES {
+            RgbImage::new(SIDE as u32, SIDE as u32).save(folder.join(format!("{t:03}.png"))).unwrap();
+        }
+        let same = |read: &VideoClip| {
+            assert_eq!((&read.instruction, &read.tracks), (&whole.instruction, &whole.tracks));
+            assert_eq!(read.depth_m.len(), whole.depth_m.len());
+        };
+        same(&VideoClip::read_with(&folder, &both).unwrap());
+        // A file without depth and with one picture: the network is asked about one, and one map is not enough.
+        std::fs::write(&path, bytes(&clip(), "depth")).unwrap();
+        let one = |pictures: &[RgbImage]| Ok(vec![1.0; pictures.len() * SIDE * SIDE]);
+        let error = VideoClip::read_with(&path, &VideoNetworks { depth: Some(&one), ..both }).unwrap_err();
+        assert!(error.to_string().contains("must agree"), "{error}");
+        std::fs::write(&path, bytes(&clip(), "tracks")).unwrap();
+        same(&VideoClip::read_with(&path, &both).unwrap());
+        let failing = |_: &[RgbImage]| Err("no memory".to_owned());
+        let networks = VideoNetworks { tracks: Some(&failing), ..both };
+        let error = VideoClip::read_with(&folder, &networks).unwrap_err();
+        assert!(matches!(error, VideoError::Network { what: "tracks", .. }), "{error}");
+        std::fs::write(folder.join("000.png"), b"no picture").unwrap();
+        assert!(matches!(VideoClip::read_with(&folder, &both), Err(VideoError::Format { .. })));
+    }
+
+    #[test]
     fn what_is_no_clip_says_why() {
-        let parse = |spoil: &str| VideoClip::parse(&bytes(&clip(), spoil)).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("clip.safetensors");
+        let parse = |spoil: &str| {
+            std::fs::write(&path, bytes(&clip(), spoil)).unwrap();
+            VideoClip::read(&path).unwrap_err().to_string()
+        };
         for (spoil, word) in [
             ("tracks", "`tracks`"),
             ("depth", "`depth`"),
@@ -420,7 +395,8 @@ mod tests {
         ] {
             assert!(parse(spoil).contains(word), "{spoil}: {}", parse(spoil));
         }
-        assert!(VideoClip::parse(b"nonsense").is_err());
+        std::fs::write(&path, b"nonsense").unwrap();
+        assert!(matches!(VideoClip::read(&path), Err(VideoError::Format { .. })));
         assert!(matches!(VideoClip::read("none".as_ref()), Err(VideoError::Read { .. })));
         let refused = |spoil: &dyn Fn(&mut VideoClip)| {
             let mut clip = clip();
