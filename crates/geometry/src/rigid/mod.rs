@@ -3,6 +3,7 @@
 mod flow_fit;
 mod ransac;
 mod rigidity;
+mod slide;
 mod svd3;
 mod trim;
 
@@ -11,6 +12,7 @@ use nalgebra::{Isometry3, Matrix3, Point3, Rotation3, Similarity3, Translation3,
 pub use flow_fit::{FlowFit, FlowFitOptions, FlowWeights, fit_flow};
 pub use ransac::{RansacFit, RansacOptions, ransac_rigid, ransac_rigid_from};
 pub use rigidity::{mean_pair_distance_change, rigid_projection, rigidity_rms, rotation_error_deg};
+pub use slide::{Slide, SlideOptions, fit_slide};
 pub use trim::{TrimmedFit, percentile, trimmed_rigid};
 
 use crate::{Error, Result};

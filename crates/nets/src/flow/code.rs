@@ -15,6 +15,8 @@ const OCTAVES: usize = 6;
 const PER_AXIS: usize = 1 + 2 * OCTAVES;
 /// Numbers per query point: Fourier features of (u, v, depth) and of the place relative to the object's middle.
 pub const POINT_NUMBERS: usize = 6 * PER_AXIS;
+/// Numbers of a point from which any affine motion of the object is linear: 1 and its place.
+pub(super) const WHOLE: usize = 4;
 /// Numbers of a goal point.
 pub(super) const GOAL_NUMBERS: usize = 3 * PER_AXIS;
 /// Numbers about the camera: up direction in its frame, whether lengths are metric, focal length over height, and u, v,
@@ -58,6 +60,10 @@ pub struct QueryCode {
     present: Vec<Point3<f64>>,
     /// [N, POINT_NUMBERS]
     pub(super) features: Vec<f32>,
+    /// [N, WHOLE]: 1 and the place relative to the object's middle, of unit spread; what moves rigidly is linear in it.
+    pub(super) whole: Vec<f32>,
+    /// Spread of the points, units.
+    pub(super) spread: f32,
     /// [N, 2]: where each point is in the picture, from 0 to 1 across it.
     pub(super) places: Vec<[f64; 2]>,
     /// [SCENE_CHANNELS, side, side], or empty.
@@ -128,6 +134,8 @@ impl QueryCode {
             to_metric,
             present: points.to_vec(),
             features: Vec::with_capacity(points.len() * POINT_NUMBERS),
+            whole: Vec::with_capacity(points.len() * WHOLE),
+            spread: 0.0,
             places: Vec::with_capacity(points.len()),
             scene: Vec::new(),
             words: text_ids(query.instruction, config.vocabulary),
@@ -140,6 +148,15 @@ impl QueryCode {
             for x in code.normalised(place).into_iter().chain(offset) {
                 fourier(x, &mut code.features);
             }
+        }
+        let offsets: Vec<[f64; 3]> = points.iter().map(|point| code.offset(point)).collect();
+        let square = offsets.iter().flatten().map(|x| x * x).sum::<f64>() / (3.0 * count);
+        // One point, or all at one place: no spread to divide by.
+        let spread = square.sqrt().max(1e-3);
+        code.spread = spread as f32;
+        for offset in &offsets {
+            code.whole.push(1.0);
+            code.whole.extend(offset.map(|x| (x / spread) as f32));
         }
         code.camera_numbers = code.describe_camera(query.metric, &Point3::from(middle));
         code.goal = match (config.goal, query.goal) {
@@ -370,7 +387,7 @@ mod tests {
         let with_picture = FlowNetConfig { picture: true, ..base.clone() };
         assert!(refuse(&with_picture, &query(&camera, &points)).contains("picture"));
         let small = QueryInput { picture: Some((&[0; 12], &[0.0; 4])), ..query(&camera, &points) };
-        assert!(refuse(&with_picture, &small).contains("64 x 64"));
+        assert!(refuse(&with_picture, &small).contains("128 x 128"));
         let code = QueryCode::new(&base, &query(&camera, &points)).unwrap();
         assert!(code.decode(&[0.0; 8]).is_err() && code.decode(&[f32::NAN; 9]).is_err());
         assert!(code.encode(&points[..2], &points).is_err());

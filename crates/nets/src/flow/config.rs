@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::eyes::COARSE;
 use crate::error::{Error, Result};
 
 /// In which coordinates the network sees and predicts displacements from the present.
@@ -32,8 +33,10 @@ pub struct FlowNetConfig {
     pub frames: usize,
     /// Whether the network sees the picture and its depth.
     pub picture: bool,
-    /// Side of the square picture the network takes, pixels; a multiple of 8.
+    /// Side of the square picture the network takes, pixels; a multiple of 16.
     pub image_size: usize,
+    /// Queries that look for places in the picture.
+    pub looks: usize,
     /// Rows of the table of words (hashed), the empty instruction included.
     pub vocabulary: usize,
     /// Whether a goal point may be given, as a token of its own.
@@ -59,7 +62,8 @@ impl Default for FlowNetConfig {
             heads: 4,
             frames: 8,
             picture: true,
-            image_size: 64,
+            image_size: 128,
+            looks: 16,
             vocabulary: 512,
             goal: false,
             representation: Representation::default(),
@@ -69,7 +73,7 @@ impl Default for FlowNetConfig {
 }
 
 impl FlowNetConfig {
-    /// A named size: `xs` 0.9M parameters with picture, `s` 1.5M, `m` 4.6M, `b` 10M, `l` 23M, `xl` 398M.
+    /// A named size: `xs` 1.0M parameters with picture, `s` 1.7M, `m` 5.0M, `b` 11M, `l` 25M, `xl` 411M.
     #[must_use]
     pub fn preset(name: &str) -> Option<Self> {
         let (width, layers, heads) = match name {
@@ -99,8 +103,9 @@ impl FlowNetConfig {
         let heads = self.heads > 0 && self.width.is_multiple_of(self.heads);
         check(heads, "heads", self.heads.to_string(), &format!("a divisor of the width {}", self.width))?;
         check((1..=256).contains(&self.frames), "frames", self.frames.to_string(), "1 to 256")?;
-        let side = (16..=512).contains(&self.image_size) && self.image_size.is_multiple_of(8);
-        check(side, "image_size", self.image_size.to_string(), "a multiple of 8 from 16 to 512")?;
+        let side = (16..=512).contains(&self.image_size) && self.image_size.is_multiple_of(COARSE);
+        check(side, "image_size", self.image_size.to_string(), "a multiple of 16 from 16 to 512")?;
+        check((1..=256).contains(&self.looks), "looks", self.looks.to_string(), "1 to 256")?;
         let words = (2..=1 << 20).contains(&self.vocabulary);
         check(words, "vocabulary", self.vocabulary.to_string(), "2 to 1048576")?;
         let scale = self.scale_m.is_finite() && self.scale_m > 0.0;
@@ -110,7 +115,7 @@ impl FlowNetConfig {
     /// Cells along a side of the map of scene tokens.
     #[must_use]
     pub fn cells(&self) -> usize {
-        self.image_size / 8
+        self.image_size / COARSE
     }
 }
 
@@ -135,6 +140,7 @@ mod tests {
         assert_eq!(field(FlowNetConfig { layers: 0, ..base() }), "layers");
         assert_eq!(field(FlowNetConfig { frames: 0, ..base() }), "frames");
         assert_eq!(field(FlowNetConfig { image_size: 63, ..base() }), "image_size");
+        assert_eq!(field(FlowNetConfig { looks: 0, ..base() }), "looks");
         assert_eq!(field(FlowNetConfig { vocabulary: 1, ..base() }), "vocabulary");
         assert_eq!(field(FlowNetConfig { scale_m: f64::NAN, ..base() }), "scale_m");
     }

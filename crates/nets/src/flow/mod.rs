@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! point token   Linear(noisy trajectory, 3 T numbers) + MLP(Fourier features of where the point is) + picture at (u, v)
-//! scene tokens  a convolutional stem over the first RGB-D picture, 8 x 8 of them, with a 2D code
+//!               + MLP(sums of all noisy trajectories, times 1 and times the points' coordinates)
+//! scene tokens  a convolutional map of the first RGB-D picture, 8 x 8 with a 2D code, and what 16 queries find in a finer
+//!               one, with its place in metres
 //! condition     MLP(timestep) + mean of the words' vectors + camera (up direction, scale, where the object is)
 //! blocks        adaLN-zero transformer over [points, scene]; no position code on points: their order means nothing
-//! heads         3 T numbers per point (velocity, noise or clean sample) and T visibility logits
+//! heads         3 T numbers per point (velocity, noise or clean sample) and T visibility logits; and an affine motion of
+//!               all points, from the mean of their tokens
 //! ```
 //!
 //! [`QueryCode`] turns what is known of a scene into numbers and back: points, camera, picture and depth go in, metres
@@ -18,6 +21,7 @@ mod block;
 mod code;
 mod config;
 pub mod conformance;
+mod eyes;
 mod modulation;
 mod net;
 mod picture;

@@ -5,8 +5,9 @@ use efference_ops as ops;
 use efference_ops::Activation;
 
 use super::block::{DitBlock, FinalLayer};
-use super::code::{CAMERA_NUMBERS, GOAL_NUMBERS, POINT_NUMBERS, QueryCode};
+use super::code::{CAMERA_NUMBERS, GOAL_NUMBERS, POINT_NUMBERS, QueryCode, WHOLE};
 use super::config::FlowNetConfig;
+use super::eyes::{Eyes, FINE, PLACE, fine_places};
 use super::picture::SCENE_CHANNELS;
 use super::text::NO_TEXT;
 use crate::error::{Error, Result};
@@ -20,8 +21,11 @@ const TIME: usize = 256;
 #[derive(Clone, Debug)]
 pub struct FlowBatch {
     points: Tensor,           // [B, N, POINT_NUMBERS]
+    whole: Tensor,            // [B, N, WHOLE]
+    spread: Tensor,           // [B, 1]
     sampling: Option<Tensor>, // [B, N, S] bilinear weights over the cells
     scene: Option<Tensor>,    // [B, C, side, side]
+    places: Option<Tensor>,   // [B, P, PLACE] of the fine cells
     words: Tensor,            // [B, L] u32
     word_weights: Tensor,     // [B, 1, L], 1 / number of words
     camera: Tensor,           // [B, CAMERA_NUMBERS]
@@ -32,7 +36,9 @@ pub struct FlowBatch {
 #[derive(Clone, Debug)]
 pub struct Context {
     points: Tensor,        // [B, N, D]
-    scene: Option<Tensor>, // [B, S, D], the goal's token included
+    whole: Tensor,         // [B, N, WHOLE]
+    spread: Tensor,        // [B, 1]
+    scene: Option<Tensor>, // [B, S + K, D], the goal's token included
     camera: Tensor,        // [B, D]
     text: Tensor,          // [B, D]
     no_text: Tensor,       // [1, D]
@@ -41,7 +47,7 @@ pub struct Context {
 /// The network's answer.
 #[derive(Clone, Debug)]
 pub struct FlowOutput {
-    /// Velocity, noise or clean sample, as it was trained: [B, N, 3 T].
+    /// Noise, clean sample or a mixture of both, as it was trained: [B, N, 3 T].
     pub motion: Tensor,
     /// Logits of being seen by the camera, [B, N, T].
     pub visibility: Tensor,
@@ -52,14 +58,16 @@ pub struct FlowOutput {
 pub struct PointFlowNet {
     config: FlowNetConfig,
     trajectory: Linear,
+    whole: Mlp,
     place: Mlp,
-    stem: Option<Stem>,
+    eyes: Option<Eyes>,
     words: Tensor, // [V, D]
     time: Mlp,
     camera: Mlp,
     goal: Option<Mlp>,
     blocks: Vec<DitBlock>,
     last: FinalLayer,
+    last_whole: FinalLayer,
 }
 
 /// Linear, GELU, linear.
@@ -67,13 +75,6 @@ pub struct PointFlowNet {
 struct Mlp {
     fc1: Linear,
     fc2: Linear,
-}
-
-/// Three convolutions to a map of 8 x 8 pixels a cell.
-#[derive(Clone)]
-struct Stem {
-    layers: [(Tensor, Tensor); 3],
-    positions: Tensor, // [S, D]
 }
 
 impl Mlp {
@@ -86,40 +87,6 @@ impl Mlp {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.fc2.forward(&self.fc1.forward_act(x, Activation::GeluTanh)?)
-    }
-}
-
-/// Kernel, stride and padding of the stem's layers: a side of 64 becomes 16, 8, 8.
-const STEM: [(usize, usize, usize); 3] = [(4, 4, 0), (3, 2, 1), (3, 1, 1)];
-
-impl Stem {
-    fn new(path: &mut ParamPath<'_>, config: &FlowNetConfig) -> Result<Self> {
-        let d = config.width;
-        let widths = [SCENE_CHANNELS, d / 4, d / 2, d];
-        let mut layer = |i: usize| -> Result<(Tensor, Tensor)> {
-            let (inputs, outputs, kernel) = (widths[i], widths[i + 1], STEM[i].0);
-            let mut path = path.pp(&format!("conv{}", i + 1));
-            let std = fan_in(inputs * kernel * kernel);
-            let weight = path.get("weight", &[outputs, inputs, kernel, kernel], Init::Normal(std))?;
-            Ok((weight, path.get("bias", &[outputs], Init::Constant(0.0))?))
-        };
-        let layers = [layer(0)?, layer(1)?, layer(2)?];
-        let cells = config.cells() * config.cells();
-        let positions = path.pp("position_embedding").get("weight", &[cells, d], Init::Normal(0.1))?;
-        Ok(Self { layers, positions })
-    }
-
-    /// [B, C, side, side] -> [B, S, D], row by row.
-    fn forward(&self, scene: &Tensor) -> Result<Tensor> {
-        let mut x = scene.clone();
-        for (i, ((weight, bias), (_, stride, padding))) in self.layers.iter().zip(STEM).enumerate() {
-            if i > 0 {
-                x = ops::gelu_tanh(&x)?;
-            }
-            x = ops::conv2d(&x, weight, Some(bias), (stride, stride), (padding, padding))?;
-        }
-        let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // [B, S, D]
-        Ok(tokens.broadcast_add(&self.positions)?)
     }
 }
 
@@ -136,13 +103,17 @@ impl FlowBatch {
         }
         let cells = config.cells();
         let (mut features, mut sampling, mut scene) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut camera, mut goal) = (Vec::new(), Vec::new());
+        let (mut camera, mut goal, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut whole, mut spread) = (Vec::new(), Vec::new());
         for code in codes {
             features.extend_from_slice(&code.features);
+            whole.extend_from_slice(&code.whole);
+            spread.push(code.spread);
             camera.extend_from_slice(&code.camera_numbers);
             goal.extend_from_slice(code.goal.as_deref().unwrap_or_default());
             if config.picture {
                 scene.extend_from_slice(&code.scene);
+                fine_places(&code.scene, config.image_size, &mut places);
                 code.places.iter().for_each(|place| bilinear(*place, cells, &mut sampling));
             }
         }
@@ -158,12 +129,16 @@ impl FlowBatch {
         let side = config.image_size;
         let picture = config.picture;
         let dims = (b, SCENE_CHANNELS, side, side);
+        let fine = (b, (side / FINE) * (side / FINE), PLACE);
         Ok(Self {
             points: Tensor::from_vec(features, (b, n, POINT_NUMBERS), device)?,
+            whole: Tensor::from_vec(whole, (b, n, WHOLE), device)?,
+            spread: Tensor::from_vec(spread, (b, 1), device)?,
             sampling: picture
                 .then(|| Tensor::from_vec(sampling, (b, n, cells * cells), device))
                 .transpose()?,
             scene: picture.then(|| Tensor::from_vec(scene, dims, device)).transpose()?,
+            places: picture.then(|| Tensor::from_vec(places, fine, device)).transpose()?,
             words: Tensor::from_vec(words, (b, longest), device)?,
             word_weights: Tensor::from_vec(word_weights, (b, 1, longest), device)?,
             camera: Tensor::from_vec(camera, (b, CAMERA_NUMBERS), device)?,
@@ -222,6 +197,8 @@ impl Context {
         };
         Ok(Self {
             points: copies(&self.points)?,
+            whole: copies(&self.whole)?,
+            spread: copies(&self.spread)?,
             scene: self.scene.as_ref().map(copies).transpose()?,
             camera: copies(&self.camera)?,
             text: copies(&self.text)?,
@@ -246,8 +223,8 @@ impl Context {
 }
 
 impl PointFlowNet {
-    /// Creates or finds the weights below `path`: `trajectory`, `place`, `stem.{conv1,conv2,conv3,position_embedding}`,
-    /// `embed_tokens`, `time`, `camera`, `goal`, `blocks.N.…`, `last`.
+    /// Creates or finds the weights below `path`: `trajectory`, `whole`, `place`, `eyes.…`, `embed_tokens`, `time`,
+    /// `camera`, `goal`, `blocks.N.…`, `last`, `last_whole`.
     ///
     /// # Errors
     /// Sizes that make no network; a weight of another shape has that name already.
@@ -260,14 +237,16 @@ impl PointFlowNet {
             .collect::<Result<_>>()?;
         Ok(Self {
             trajectory: Linear::new(path.pp("trajectory"), 3 * t, d, true, fan_in(3 * t))?,
+            whole: Mlp::new(&mut path.pp("whole"), WHOLE * 3 * t + 1, d)?,
             place: Mlp::new(&mut path.pp("place"), POINT_NUMBERS, d)?,
-            stem: config.picture.then(|| Stem::new(&mut path.pp("stem"), config)).transpose()?,
+            eyes: config.picture.then(|| Eyes::new(&mut path.pp("eyes"), config)).transpose()?,
             words: path.pp("embed_tokens").get("weight", &[config.vocabulary, d], Init::Normal(1.0))?,
             time: Mlp::new(&mut path.pp("time"), TIME, d)?,
             camera: Mlp::new(&mut path.pp("camera"), CAMERA_NUMBERS, d)?,
             goal: config.goal.then(|| Mlp::new(&mut path.pp("goal"), GOAL_NUMBERS, d)).transpose()?,
             blocks,
             last: FinalLayer::new(&mut path.pp("last"), d, 4 * t)?,
+            last_whole: FinalLayer::new(&mut path.pp("last_whole"), d, WHOLE * 3 * t)?,
             config: config.clone(),
         })
     }
@@ -294,13 +273,14 @@ impl PointFlowNet {
     pub fn context(&self, batch: &FlowBatch) -> Result<Context> {
         let mut points = self.place.forward(&batch.points)?; // [B, N, D]
         let mut scene = Vec::new();
-        if let Some(stem) = &self.stem {
-            let (Some(image), Some(sampling)) = (&batch.scene, &batch.sampling) else {
+        if let Some(eyes) = &self.eyes {
+            let (Some(image), Some(sampling), Some(places)) = (&batch.scene, &batch.sampling, &batch.places)
+            else {
                 return Err(Error::Query { reason: "this network needs a picture with depth".into() });
             };
-            let tokens = stem.forward(image)?; // [B, S, D]
+            let (tokens, found) = eyes.forward(image, places)?; // [B, S, D], [B, K, D]
             points = (points + sampling.matmul(&tokens)?)?;
-            scene.push(tokens);
+            scene.extend([tokens, found]);
         }
         if let Some(goal) = &self.goal {
             let Some(numbers) = &batch.goal else {
@@ -314,6 +294,8 @@ impl PointFlowNet {
         let nothing = Tensor::from_vec(vec![NO_TEXT], 1, batch.words.device())?;
         Ok(Context {
             points,
+            whole: batch.whole.clone(),
+            spread: batch.spread.clone(),
             scene,
             camera: self.camera.forward(&batch.camera)?,
             text,
@@ -337,7 +319,8 @@ impl PointFlowNet {
             let expected = format!("[{b}, {TIME}]");
             return Err(Error::Input { name: "time", got: time.dims().to_vec(), expected });
         }
-        let points = (self.trajectory.forward(noisy)? + &context.points)?; // [B, N, D]
+        let whole = self.whole_motion(context, noisy)?.unsqueeze(1)?; // [B, 1, D]
+        let points = (self.trajectory.forward(noisy)? + &context.points)?.broadcast_add(&whole)?; // [B, N, D]
         let mut x = match &context.scene {
             None => points,
             Some(scene) => Tensor::cat(&[&points, scene], 1)?, // [B, N + S, D]
@@ -349,9 +332,22 @@ impl PointFlowNet {
         }
         let points = if context.scene.is_some() { x.narrow(1, 0, n)?.contiguous()? } else { x };
         let out = self.last.forward(&points, &activated)?; // [B, N, 4 T]
+        let middle = points.mean_keepdim(1)?; // [B, 1, D]
+        let whole = self.last_whole.forward(&middle, &activated)?.reshape((b, WHOLE, numbers))?;
+        let whole = context.whole.matmul(&whole)?; // [B, N, 3 T]
         Ok(FlowOutput {
-            motion: out.narrow(D::Minus1, 0, numbers)?.contiguous()?,
+            motion: (out.narrow(D::Minus1, 0, numbers)?.contiguous()? + whole)?,
             visibility: out.narrow(D::Minus1, numbers, self.config.frames)?.contiguous()?,
         })
+    }
+
+    /// What noisy trajectories say about the motion of the whole object, [B, D]: their sums over points, times 1 and times
+    /// each coordinate. Independent noise averages out in them, so that they tell where an object goes and how it turns
+    /// while single trajectories are still noise; a token of one point cannot know.
+    fn whole_motion(&self, context: &Context, noisy: &Tensor) -> Result<Tensor> {
+        let (_, n) = context.dims();
+        let sums = context.whole.transpose(1, 2)?.contiguous()?.matmul(noisy)?; // [B, WHOLE, 3 T]
+        let sums = (sums * (n as f64).sqrt().recip())?.flatten_from(1)?;
+        self.whole.forward(&Tensor::cat(&[&sums, &context.spread], 1)?)
     }
 }

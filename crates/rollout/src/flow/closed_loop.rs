@@ -1,8 +1,10 @@
 //! Predict, check, judge, choose: which of several predicted flows may be executed, and why the others may not.
 
 use efference_data::flow::FlowQuery;
-use efference_geometry::rigid::{FlowFit, FlowFitOptions, RansacOptions, fit_flow};
-use efference_geometry::{Flow3d, Frame, Point3};
+use efference_geometry::rigid::{
+    FlowFit, FlowFitOptions, RansacOptions, Slide, SlideOptions, fit_flow, fit_slide,
+};
+use efference_geometry::{Flow3d, Frame, Point3, Vector3};
 use serde::{Deserialize, Serialize};
 
 use super::predictor::check_query;
@@ -46,6 +48,8 @@ pub struct LoopOptions {
     pub least_motion_m: f64,
     /// Where the object may be.
     pub workspace: Workspace,
+    /// What nearly moves along a line does, see [`fit_slide`], and what nearly moves along a level one stays level.
+    pub slides: bool,
     /// Ask the judge about all predictions and take the best; else take the first that is accepted.
     pub best: bool,
 }
@@ -58,6 +62,7 @@ impl Default for LoopOptions {
             robust: true,
             least_motion_m: 0.005,
             workspace: Workspace::default(),
+            slides: true,
             best: true,
         }
     }
@@ -282,9 +287,26 @@ fn examine(query: &FlowQuery, flow: Flow3d, options: &LoopOptions) -> Result<Att
         return wrong(format!("{} points instead of {}", flow.points(), query.points.len()));
     }
     let ransac = options.robust.then(RansacOptions::default);
-    let fit = fit_flow(&flow, &FlowFitOptions { ransac, ..FlowFitOptions::default() })?;
+    let mut fit = fit_flow(&flow, &FlowFitOptions { ransac, ..FlowFitOptions::default() })?;
+    if options.slides {
+        let sum = flow.at(0).iter().fold(Point3::origin(), |sum, p| sum + p.coords);
+        let slide = fit_slide(&fit.poses, &(sum / flow.points() as f64), &SlideOptions::default());
+        fit.poses = slide.map_or(fit.poses, |slide| level(slide).poses());
+    }
     let rejection = reject(&flow, &fit, options);
     Ok(Attempt { flow, fit, verdict: None, rejection })
+}
+
+/// Largest slope of a slide that is meant to be level, as the sine of its angle: 15 degrees.
+const LEVEL: f64 = 0.26;
+
+/// A slide that is nearly level, level: drawers are, and so is what is pushed along a table. World frame, z up.
+fn level(mut slide: Slide) -> Slide {
+    let flat = Vector3::new(slide.direction.x, slide.direction.y, 0.0);
+    if slide.direction.z.abs() < LEVEL {
+        slide.direction = flat.normalize();
+    }
+    slide
 }
 
 fn reject(flow: &Flow3d, fit: &FlowFit, options: &LoopOptions) -> Option<Rejection> {
@@ -327,7 +349,7 @@ fn by_agreement(attempts: &[Attempt]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use efference_geometry::{Isometry3, Vector3};
+    use efference_geometry::Isometry3;
 
     use super::super::JudgeError;
     use super::super::picture::tests::wall_and_square;

@@ -181,6 +181,8 @@ impl<'a> Improver<'a> {
             steps: rl.steps,
             integrator: "euler".into(),
             guidance: 1.0,
+            temperature: 1.0,
+            points: rl.points,
             // A projection is no Gaussian step: the chain that is learned from does without.
             rigid: false,
             eta: rl.eta,

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use candle_core::Device;
 use efference_data::flow::FlowQuery;
-use efference_geometry::{Flow3d, Frame, Point3};
+use efference_geometry::rigid::fit_rigid;
+use efference_geometry::{Flow3d, Frame, Point3, farthest_points};
 use efference_nets::ParamStore;
 use efference_nets::flow::{Context, FlowBatch, FlowNetConfig, PointFlowNet, QueryCode};
 use efference_ops::no_grad;
@@ -155,7 +156,7 @@ impl FlowModel {
     }
 
     /// `samples` flows of a query, in the world frame, frame 0 at the query's points. Sample k is the same whatever the
-    /// number of samples.
+    /// number of samples. Of more points than [`SamplerConfig::points`], the others are carried along.
     ///
     /// # Errors
     /// A query that the network cannot read; see [`QueryCode::new`].
@@ -167,8 +168,17 @@ impl FlowModel {
         samples: usize,
         seed: u64,
     ) -> Result<Vec<Flow3d>> {
-        let code = code_of(query, goal, &self.spec.net)?;
-        Ok(self.of_codes(&[code], sampler, samples, &[seed])?.remove(0))
+        // What is not finite is refused as a query, with a reason.
+        let finite = query.points.iter().all(|p| p.coords.iter().all(|x| x.is_finite()));
+        if query.points.len() <= sampler.points || !sampler.rigid || !finite {
+            let code = code_of(query, goal, &self.spec.net)?;
+            return Ok(self.of_codes(&[code], sampler, samples, &[seed])?.remove(0));
+        }
+        let chosen = farthest_points(&query.points, sampler.points, 0)?;
+        let few = FlowQuery { points: chosen.iter().map(|&i| query.points[i]).collect(), ..query.clone() };
+        let code = code_of(&few, goal, &self.spec.net)?;
+        let flows = self.of_codes(&[code], sampler, samples, &[seed])?.remove(0);
+        flows.iter().map(|flow| carried(flow, &few.points, &query.points)).collect()
     }
 
     /// As [`flows`](Self::flows) for several queries of equally many points, each with its seed.
@@ -209,6 +219,23 @@ impl FlowModel {
     pub(super) fn actor(&self) -> &PointFlowNet {
         &self.actor
     }
+}
+
+/// A flow of the points `few` (which are its first frame), for all points of the same rigid object; what is seen of a point is
+/// what is seen of the nearest of the few.
+fn carried(flow: &Flow3d, few: &[Point3<f64>], all: &[Point3<f64>]) -> Result<Flow3d> {
+    let gap = |point: &Point3<f64>, i: usize| (few[i] - point).norm_squared();
+    let nearest: Vec<usize> = all
+        .iter()
+        .map(|p| (0..few.len()).min_by(|&i, &j| gap(p, i).total_cmp(&gap(p, j))).unwrap_or(0))
+        .collect();
+    let (mut positions, mut visible) = (all.to_vec(), vec![1f32; all.len()]);
+    for t in 1..flow.frames() {
+        let motion = fit_rigid(few, flow.at(t), None)?.pose;
+        positions.extend(all.iter().map(|p| motion * p));
+        visible.extend(nearest.iter().map(|&i| flow.visibility_at(t)[i]));
+    }
+    Ok(Flow3d::new(Frame::World, all.len(), positions, visible)?)
 }
 
 /// The network's numbers [B, N, 3 T] and logits [B, N, T] as flows with the present as frame 0.

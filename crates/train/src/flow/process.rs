@@ -17,7 +17,7 @@ use crate::error::Result;
 /// A way to noise, ready to use.
 #[derive(Clone, Debug)]
 pub(super) enum Process {
-    FlowMatching,
+    FlowMatching { shift: f64 },
     Diffusion { table: NoiseTable, prediction: Prediction },
 }
 
@@ -30,6 +30,24 @@ pub(super) struct Moment {
     pub alpha: f64,
     /// Share of the noise.
     pub sigma: f64,
+}
+
+/// Spread of displacements that the scales below assume, in the network's units.
+const SPREAD: f64 = 0.7;
+
+/// How a network of flow matching answers: x_0 = skip x_t + out F (EDM, arXiv 2206.00364, table 1, on this path). A
+/// velocity would have to repeat the noise that it is shown to four digits where there is little else; F is nearly x_0
+/// there and nearly the noise at the other end, and always of unit spread.
+struct Scale {
+    skip: f64,
+    out: f64,
+}
+
+impl Scale {
+    fn at(alpha: f64, sigma: f64) -> Self {
+        let total = alpha * alpha * SPREAD * SPREAD + sigma * sigma;
+        Self { skip: alpha * SPREAD * SPREAD / total, out: (sigma * SPREAD / total.sqrt()).max(1e-6) }
+    }
 }
 
 /// What the network is trained on.
@@ -45,7 +63,7 @@ pub(super) struct Pair {
 impl Process {
     pub fn new(config: &ProcessConfig) -> Result<Self> {
         if config.kind == "flow_matching" {
-            return Ok(Self::FlowMatching);
+            return Ok(Self::FlowMatching { shift: config.shift });
         }
         let schedule = NoiseSchedule {
             timesteps: config.timesteps,
@@ -58,15 +76,23 @@ impl Process {
     }
 
     /// Noise and target for clean trajectories [B, N, 3 T]; times are drawn from `random`, for flow matching as
-    /// sigmoid(z), which visits the middle more often.
+    /// sigmoid(z), which visits the middle more often, shifted.
     pub fn pair(&self, clean: &Tensor, noise: &Tensor, random: &mut Gaussian) -> Result<Pair> {
         let samples = clean.dims()[0];
         match self {
-            Self::FlowMatching => {
-                let t: Vec<f64> = (0..samples).map(|_| 1.0 / (1.0 + (-random.normal()).exp())).collect();
-                let pair = flow_matching_pair(clean, noise, &t)?;
+            Self::FlowMatching { shift } => {
+                let mut draw = || shifted(1.0 / (1.0 + (-random.normal()).exp()), *shift);
+                let t: Vec<f64> = (0..samples).map(|_| draw()).collect();
+                let noisy = flow_matching_pair(clean, noise, &t)?.x_t;
+                let scalar = |of: &dyn Fn(&Scale) -> f64| -> Result<Tensor> {
+                    let values: Vec<f32> = t.iter().map(|&t| of(&Scale::at(1.0 - t, t)) as f32).collect();
+                    Ok(Tensor::from_vec(values, (samples, 1, 1), clean.device())?)
+                };
+                // What is left of the clean sample when the share of the noisy one is taken away, with unit spread.
+                let rest = (clean - noisy.broadcast_mul(&scalar(&|scale| scale.skip)?)?)?;
+                let target = rest.broadcast_mul(&scalar(&|scale| scale.out.recip())?)?;
                 let times = t.iter().map(|t| 1000.0 * t).collect();
-                Ok(Pair { noisy: pair.x_t, target: pair.target, times })
+                Ok(Pair { noisy, target, times })
             }
             Self::Diffusion { table, prediction } => {
                 let total = table.timesteps();
@@ -82,8 +108,8 @@ impl Process {
     /// The places that a sampler of `steps` steps visits, noise first, the clean end last.
     pub fn path(&self, steps: usize) -> Result<Vec<Moment>> {
         let mut path = match self {
-            Self::FlowMatching => (0..steps)
-                .map(|i| 1.0 - i as f64 / steps as f64)
+            Self::FlowMatching { shift } => (0..steps)
+                .map(|i| shifted(1.0 - i as f64 / steps as f64, *shift))
                 .map(|t| Moment { time: 1000.0 * t, alpha: 1.0 - t, sigma: t })
                 .collect::<Vec<_>>(),
             Self::Diffusion { table, .. } => {
@@ -103,13 +129,24 @@ impl Process {
     /// (x_0, eps) of the noisy sample at `at`, from the network's answer.
     pub fn split(&self, noisy: &Tensor, answer: &Tensor, at: &Moment) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::FlowMatching => Ok(((noisy - (answer * at.sigma)?)?, (noisy + (answer * at.alpha)?)?)),
+            Self::FlowMatching { .. } => {
+                let scale = Scale::at(at.alpha, at.sigma);
+                let clean = ((noisy * scale.skip)? + (answer * scale.out)?)?;
+                let noise = ((noisy - (&clean * at.alpha)?)? / at.sigma)?;
+                Ok((clean, noise))
+            }
             Self::Diffusion { prediction, .. } => {
                 let parts = prediction.split(noisy, answer, at.alpha * at.alpha)?;
                 Ok((parts.clean, parts.noise))
             }
         }
     }
+}
+
+/// A time moved towards the noise. By s = sqrt(n), n noisy copies of one number leave at it as much doubt about that number
+/// as one copy does at t (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2).
+fn shifted(t: f64, s: f64) -> f64 {
+    s * t / (1.0 + (s - 1.0) * t)
 }
 
 fn told(t: usize, total: usize) -> f64 {
@@ -148,13 +185,20 @@ mod tests {
         let tensor =
             |seed| Tensor::from_vec(Gaussian::new(seed).normals(2 * 3 * 6), (2, 3, 6), &Device::Cpu).unwrap();
         let (clean, noise) = (tensor(1), tensor(2));
-        let processes =
-            [Process::FlowMatching, diffusion("epsilon"), diffusion("v_prediction"), diffusion("sample")];
+        let processes = [
+            Process::FlowMatching { shift: 3.0 },
+            diffusion("epsilon"),
+            diffusion("v_prediction"),
+            diffusion("sample"),
+        ];
         for process in processes {
             for at in &process.path(5).unwrap()[1..5] {
                 let noisy = ((&clean * at.alpha).unwrap() + (&noise * at.sigma).unwrap()).unwrap();
                 let answer = match &process {
-                    Process::FlowMatching => (&noise - &clean).unwrap(),
+                    Process::FlowMatching { .. } => {
+                        let scale = Scale::at(at.alpha, at.sigma);
+                        ((&clean - (&noisy * scale.skip).unwrap()).unwrap() / scale.out).unwrap()
+                    }
                     Process::Diffusion { prediction, .. } => match prediction {
                         Prediction::Epsilon => noise.clone(),
                         Prediction::Sample => clean.clone(),
@@ -173,8 +217,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_learned_is_what_the_sampler_reads() {
+        let tensor =
+            |seed| Tensor::from_vec(Gaussian::new(seed).normals(4 * 3 * 6), (4, 3, 6), &Device::Cpu).unwrap();
+        let (clean, noise) = (tensor(1), tensor(2));
+        for process in [Process::FlowMatching { shift: 3.0 }, diffusion("epsilon"), diffusion("v_prediction")]
+        {
+            let pair = process.pair(&clean, &noise, &mut Gaussian::new(3)).unwrap();
+            for (row, &time) in pair.times.iter().enumerate() {
+                let alpha = match &process {
+                    Process::FlowMatching { .. } => 1.0 - time / 1000.0,
+                    Process::Diffusion { table, .. } => {
+                        let step = (time * table.timesteps() as f64 / 1000.0).round() as usize - 1;
+                        table.alpha_bar(step).unwrap().sqrt()
+                    }
+                };
+                let sigma = match &process {
+                    Process::FlowMatching { .. } => time / 1000.0,
+                    Process::Diffusion { .. } => (1.0 - alpha * alpha).sqrt(),
+                };
+                let of = |x: &Tensor| x.narrow(0, row, 1).unwrap();
+                let at = Moment { time, alpha, sigma };
+                let (x0, eps) = process.split(&of(&pair.noisy), &of(&pair.target), &at).unwrap();
+                for (a, b) in [(x0, of(&clean)), (eps, of(&noise))] {
+                    let gap = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                    assert!(gap < 2e-3, "{process:?} at {time}: {gap}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn paths_run_from_noise_to_clean_and_fresh_noise_is_ddims() {
-        for process in [Process::FlowMatching, diffusion("epsilon")] {
+        for process in [Process::FlowMatching { shift: 3.0 }, diffusion("epsilon")] {
             let path = process.path(10).unwrap();
             assert_eq!(path.len(), 11);
             assert!(path.windows(2).all(|w| w[0].sigma > w[1].sigma && w[0].alpha < w[1].alpha));

@@ -84,16 +84,21 @@ impl Sampler<'_> {
             guidance: self.config.guidance,
         };
         let heun = self.config.integration() == Integrator::Heun;
-        let mut states = vec![draw()?];
+        let mut states = vec![(draw()? * self.config.temperature)?];
         let (mut stds, mut visibility) = (Vec::with_capacity(steps), None);
         for i in 0..steps {
             let (now, next, x) = (&path[i], &path[i + 1], &states[i]);
-            let (mut answer, seen) = ask.at(x, now.time)?;
+            let (answer, seen) = ask.at(x, now.time)?;
+            let (mut clean, mut noise) = self.process.split(x, &answer, now)?;
             if heun && i + 1 < steps {
-                let there = (x - (&answer * (now.sigma - next.sigma))?)?;
-                answer = ((answer + ask.at(&there, next.time)?.0)? * 0.5)?;
+                // The velocity of the straight path is noise less clean; the mean of both ends' velocities counts.
+                let velocity = (&noise - &clean)?;
+                let there = (x - (&velocity * (now.sigma - next.sigma))?)?;
+                let (end, end_noise) = self.process.split(&there, &ask.at(&there, next.time)?.0, next)?;
+                let velocity = ((velocity + (end_noise - end)?)? * 0.5)?;
+                clean = (x - (&velocity * now.sigma)?)?;
+                noise = (x + (&velocity * now.alpha)?)?;
             }
-            let (mut clean, noise) = self.process.split(x, &answer, now)?;
             if let Some(codes) = codes.filter(|_| self.config.rigid && 2 * i + 2 >= steps) {
                 clean = project(&clean, &seen, codes)?;
             }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 4)]
     samples: usize,
     /// Points per scene, at most
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 48)]
     points: usize,
     /// Steps of the sampler; the model's own without it
     #[arg(long)]
@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Guidance towards the instruction; the model's own without it
     #[arg(long)]
     guidance: Option<f64>,
+    /// Size of the noise that a flow starts from; the model's own without it
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
     /// Do not project onto rigid motions
     #[arg(long)]
     free: bool,
@@ -59,6 +62,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let mut sampler = model.spec.sampler.clone();
     sampler.steps = args.steps.unwrap_or(sampler.steps).clamp(1, 1000);
     sampler.guidance = args.guidance.unwrap_or(sampler.guidance);
+    sampler.temperature = args.temperature.unwrap_or(sampler.temperature);
     sampler.rigid &= !args.free;
     let rows = evaluate(&model, &scenes, &sampler, args.samples.max(1), args.points.max(3), args.seed)?;
     ui.object(&json!({ "model": args.model, "samples": args.samples, "tasks": rows }));
