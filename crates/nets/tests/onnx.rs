@@ -55,6 +55,9 @@ fn depth_comes_back_in_the_pictures_size_and_meaning() {
     let grey = RgbImage::from_pixel(50, 33, Rgb([51; 3]));
     let depth = net.depth(&[grey]).unwrap();
     assert!(depth.len() == 50 * 33 && depth.iter().all(|d| (d - 0.9).abs() < 1e-3));
+    // Beyond a metre too.
+    let depth = net.depth(&[RgbImage::from_pixel(50, 33, Rgb([255; 3]))]).unwrap();
+    assert!(depth.iter().all(|d| (d - 2.5).abs() < 1e-3), "{:?}", &depth[..3]);
 }
 
 #[test]

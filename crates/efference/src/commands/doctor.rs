@@ -130,9 +130,10 @@ fn mujoco() -> String {
 }
 
 fn onnx_runtime() -> Found {
-    let found = efference_nets::onnx::runtime();
-    let version = efference_nets::onnx::RUNTIME_VERSION;
-    found.map(|_| format!("{version}, for `data video`")).map_err(|e| (first_line(&e), "cargo xtask onnx"))
+    // Loaded, not only found.
+    let loaded = efference_nets::onnx::runtime().map_err(|e| (first_line(&e), "cargo xtask onnx"))?;
+    let library = efference_nets::onnx::runtime_library().unwrap_or_else(|| loaded.into());
+    Ok(format!("{}, for `data video`", short(&library)))
 }
 
 const NO_OPENGL: &str = "cargo xtask setup";

@@ -5,7 +5,7 @@ use std::path::Path;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::pictures::{common_size, map_to, planes};
+use super::pictures::{common_size, map_to, planes, sensible};
 use super::{Array, OnnxModel};
 use crate::error::{Error, Result};
 
@@ -48,7 +48,7 @@ impl DepthNet {
                 model.refused(format!("a depth network takes one tensor, not {}", model.inputs().len()))
             );
         };
-        if input.rank() != 4 || input.dims[1].is_some_and(|c| c != 3) {
+        if input.rank() != 4 || input.dims[1].is_some_and(|c| c != 3) || !sensible(&input.dims) {
             return Err(model.refused(format!("`{}` is {}, not [B, 3, H, W]", input.name, input.shape())));
         }
         if !(scale.is_finite() && scale > 0.0) {

@@ -20,14 +20,26 @@ pub(super) fn planes(
     }
 }
 
-/// Numbers [height, width] in another size, linear in between.
-pub(super) fn map_to(values: Vec<f32>, from: (usize, usize), to: (usize, usize)) -> Option<Vec<f32>> {
+/// Numbers from 0 up [height, width] in another size, linear in between; what is negative or not finite counts as 0.
+pub(super) fn map_to(mut values: Vec<f32>, from: (usize, usize), to: (usize, usize)) -> Option<Vec<f32>> {
     if from == to {
         return (values.len() == from.0 * from.1).then_some(values);
     }
+    values.iter_mut().filter(|x| !x.is_finite()).for_each(|x| *x = 0.0);
+    // Pictures of floats end at 1, so the largest number is 1 while it is resized.
+    let top = values.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+    values.iter_mut().for_each(|x| *x /= top);
     let map: ImageBuffer<Luma<f32>, Vec<f32>> =
         ImageBuffer::from_raw(u32::try_from(from.1).ok()?, u32::try_from(from.0).ok()?, values)?;
-    Some(resize(&map, u32::try_from(to.1).ok()?, u32::try_from(to.0).ok()?, FilterType::Triangle).into_raw())
+    let mut out =
+        resize(&map, u32::try_from(to.1).ok()?, u32::try_from(to.0).ok()?, FilterType::Triangle).into_raw();
+    out.iter_mut().for_each(|x| *x *= top);
+    Some(out)
+}
+
+/// Whether the sizes that a file fixes are sensible: they are allocated.
+pub(super) fn sensible(dims: &[Option<usize>]) -> bool {
+    dims.iter().flatten().all(|side| (1..=4096).contains(side))
 }
 
 /// The size of all pictures (height, width), if they are alike and there are some.

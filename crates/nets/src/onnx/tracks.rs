@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use super::pictures::{common_size, planes};
+use super::pictures::{common_size, planes, sensible};
 use super::{Array, OnnxModel};
 use crate::error::{Error, Result};
 
@@ -53,6 +53,9 @@ impl TrackNet {
                 list(outs)
             )));
         };
+        if !sensible(&ins[video].dims) {
+            return Err(model.refused(format!("`{}` is {}", ins[video].name, ins[video].shape())));
+        }
         if ins.len() != 2 {
             return Err(model.refused(format!("a tracker takes two tensors, not {}", ins.len())));
         }

@@ -450,6 +450,27 @@ mod tests {
     }
 
     #[test]
+    fn what_nearly_slides_along_a_level_line_does() {
+        let object: Vec<_> =
+            (0..20).map(|i| Point3::new(0.01 * f64::from(i % 5), 0.01 * f64::from(i / 5), 0.3)).collect();
+        let (mut query, _) = wall_and_square();
+        query.points.clone_from(&object);
+        let workspace = Workspace { low_m: [-2.0; 3], high_m: [2.0; 3] };
+        let options = LoopOptions { workspace, ..LoopOptions::default() };
+        let end = |rise: f64, options: &LoopOptions| {
+            let way = |t: f64| Vector3::new(0.0, 0.1, rise) * t;
+            let positions = [0.0, 0.5, 1.0].iter().flat_map(|t| object.iter().map(|p| p + way(*t))).collect();
+            let flow = Flow3d::new(Frame::World, 20, positions, vec![1.0; 60]).unwrap();
+            examine(&query, flow, options).unwrap().fit.last().translation.vector
+        };
+        // 10 degrees up become level, 45 do not.
+        assert!(end(0.018, &options).z.abs() < 1e-9 && (end(0.018, &options).y - 0.1016).abs() < 1e-3);
+        assert!((end(0.1, &options).z - 0.1).abs() < 1e-6);
+        let as_it_is = LoopOptions { slides: false, ..options };
+        assert!((end(0.018, &as_it_is).z - 0.018).abs() < 1e-6);
+    }
+
+    #[test]
     fn options_out_of_range_are_named() {
         let good = LoopOptions::default();
         for (bad, name) in [
