@@ -92,6 +92,7 @@ fn libtest_results(text: &str) -> Count {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -108,5 +109,23 @@ mod tests {
         let text = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
                     test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n";
         assert_eq!(libtest_results(text), Count { passed: 7, failed: 3 });
+    }
+
+    /// Otherwise `quickstart` and `test` compile candle and rerun twice, and so does everybody who types `cargo build`.
+    #[test]
+    fn the_program_alone_and_the_workspace_build_the_same_features() {
+        let packages = |scope: &[&str]| {
+            let mut cargo = process::cargo(&Paths::find().root);
+            cargo
+                .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p} {f}"])
+                .args(scope);
+            let text = process::quiet(&mut cargo, "").unwrap();
+            let lines = text.lines().map(|line| line.trim_end_matches(" (*)").to_owned());
+            lines.collect::<std::collections::BTreeSet<_>>()
+        };
+        let alone = packages(&["--edges", "normal,build", "--package", "efference"]);
+        let all = packages(&["--edges", "normal,build,dev", "--workspace"]);
+        let other: Vec<_> = alone.difference(&all).collect();
+        assert!(alone.len() > 100 && other.is_empty(), "other features in the workspace: {other:#?}");
     }
 }
