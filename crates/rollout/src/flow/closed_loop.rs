@@ -52,6 +52,9 @@ pub struct LoopOptions {
     pub slides: bool,
     /// Ask the judge about all predictions and take the best; else take the first that is accepted.
     pub best: bool,
+    /// Where the judge refuses all, execute what it refuses least, as the loop of 3DFlowAction goes on with its last
+    /// prediction. Never what is no rigid motion, and nothing where the judge failed.
+    pub insist: bool,
 }
 
 impl Default for LoopOptions {
@@ -64,6 +67,7 @@ impl Default for LoopOptions {
             workspace: Workspace::default(),
             slides: true,
             best: true,
+            insist: false,
         }
     }
 }
@@ -165,7 +169,7 @@ pub struct Attempt {
     pub fit: FlowFit,
     /// What the judge said, if it was asked and answered.
     pub verdict: Option<Verdict>,
-    /// `None`: may be executed, or was not needed.
+    /// `None`: may be executed, or was not needed. With [`LoopOptions::insist`] what the judge refused may be, too.
     pub rejection: Option<Rejection>,
 }
 
@@ -222,7 +226,8 @@ pub fn propose(
         flows.into_iter().map(|flow| examine(query, flow, options)).collect::<Result<Vec<Attempt>>>()?;
     let mut accepted = Vec::new();
     let mut broken: Option<String> = None;
-    for i in by_agreement(&attempts) {
+    let order = by_agreement(&attempts);
+    for &i in &order {
         if let Some(judge) = judge.as_deref_mut() {
             let attempt = &mut attempts[i];
             let verdict = match &broken {
@@ -259,6 +264,9 @@ pub fn propose(
                 break;
             }
         }
+    }
+    if accepted.is_empty() && options.insist && broken.is_none() {
+        accepted = order;
     }
     // Stable: among equal scores agreement decides.
     let score = |i: &usize| attempts[*i].verdict.as_ref().map_or(1.0, |v| v.score);
@@ -390,11 +398,15 @@ mod tests {
     }
 
     fn ask(shifts: &[f64], judge: &mut Scorer, best: bool) -> Proposal {
+        propose_shifts(shifts, judge, LoopOptions { best, ..LoopOptions::default() })
+    }
+
+    fn propose_shifts(shifts: &[f64], judge: &mut Scorer, options: LoopOptions) -> Proposal {
         let (mut query, mask) = wall_and_square();
         query.points =
             (0..8).map(|i| Point3::new(0.01 * f64::from(i % 3), 0.01 * f64::from(i / 3), 0.5)).collect();
         let workspace = Workspace { low_m: [-2.0; 3], high_m: [2.0; 3] };
-        let options = LoopOptions { samples: shifts.len(), best, workspace, ..LoopOptions::default() };
+        let options = LoopOptions { samples: shifts.len(), workspace, ..options };
         propose(&query, &mask, &Shifts(shifts.to_vec()), Some(judge), &options, 0).unwrap()
     }
 
@@ -422,6 +434,19 @@ mod tests {
         assert!(proposal.best().is_none() && proposal.refusals().len() == 3);
         let broken = |r: &&&Rejection| matches!(r, Rejection::NoVerdict { error } if error.contains("no answer within 1 s"));
         assert_eq!(proposal.refusals().iter().filter(broken).count(), 2);
+    }
+
+    #[test]
+    fn who_insists_takes_what_is_refused_least_but_not_what_nobody_judged_or_what_stands_still() {
+        let insist = LoopOptions { insist: true, ..LoopOptions::default() };
+        let mut judge = Scorer { score: |x| x, asked: 0, breaks_at: 0 };
+        let proposal = propose_shifts(&[0.06, 0.0, 0.09, 0.07], &mut judge, insist);
+        assert_eq!(proposal.accepted, [2, 3, 0]);
+        assert!(matches!(proposal.best().unwrap().rejection, Some(Rejection::Judged { .. })));
+        let mut judge = Scorer { score: |x| 10.0 * x, asked: 0, breaks_at: 0 };
+        assert_eq!(propose_shifts(&[0.04, 0.06, 0.045], &mut judge, insist).accepted, [1]);
+        let mut judge = Scorer { score: |_| 0.0, asked: 0, breaks_at: 2 };
+        assert!(propose_shifts(&[0.06, 0.05, 0.07], &mut judge, insist).accepted.is_empty());
     }
 
     #[test]

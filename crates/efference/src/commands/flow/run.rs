@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Evaluation scene, from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     scene: u64,
-    /// System: oracle, full, full_exact, no_check, frozen_depth, from_scratch or finetuned
+    /// System: oracle, full, full_exact, insist, no_check, frozen_depth, from_scratch or finetuned
     #[arg(long, value_name = "NAME", default_value = "full")]
     system: String,
     #[command(flatten)]

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::errors::{Failure, Result};
 
 /// All names, in the order of the table.
-pub(super) const SYSTEMS: [&str; 7] =
-    ["oracle", "full", "full_exact", "no_check", "frozen_depth", "from_scratch", "finetuned"];
+pub(super) const SYSTEMS: [&str; 8] =
+    ["oracle", "full", "full_exact", "insist", "no_check", "frozen_depth", "from_scratch", "finetuned"];
 
 /// Whose flows are executed, and who judges them.
 #[derive(Debug, clap::Args)]
@@ -97,6 +97,11 @@ impl Models {
             let mut system = match name.as_str() {
                 "oracle" => System::oracle(),
                 "full" => System::full(main()?, checker.clone()),
+                "insist" => {
+                    let mut system = System::full(main()?, checker.clone());
+                    system.propose.insist = true;
+                    system
+                }
                 "full_exact" => System::full(main()?, Checker::Predicate),
                 "no_check" => System::unchecked(main()?),
                 "frozen_depth" => System::frozen_depth(main()?, checker.clone()),

@@ -27,8 +27,8 @@ use crate::ui::Ui;
 pub(crate) struct Args {
     #[command(flatten)]
     models: Models,
-    /// Systems, separated by commas: oracle, full, full_exact, no_check, frozen_depth, from_scratch, finetuned [default:
-    /// all whose models are given]
+    /// Systems, separated by commas: oracle, full, full_exact, insist (as full, but what the judge refuses least is
+    /// executed where it refuses all), no_check, frozen_depth, from_scratch, finetuned [default: all whose models are given]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     systems: Vec<String>,
     /// Task families, separated by commas [default: pour, insert, hang, drawer]
