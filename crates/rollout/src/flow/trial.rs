@@ -392,6 +392,10 @@ pub fn tell(trial: &Trial) -> Vec<String> {
             };
             lines.push(format!("  prediction {}: rigid to {rms:.1} mm{verdict}: {fate}", i + 1));
         }
+        let overruled = |i: &usize| round.proposal.attempts[*i].rejection.is_some();
+        if let Some(i) = round.chosen.filter(overruled) {
+            lines.push(format!("  prediction {} is executed all the same: none is refused less", i + 1));
+        }
         match &round.grasp {
             Some(Ok(plan)) => {
                 let bad = plan.examined.iter().filter(|e| e.check != GraspCheck::Good).count();
